@@ -1,0 +1,429 @@
+"""The learned training set: its tensors, how step t reads them, and where they are kept.
+
+Letters, used in every docstring of the package: **N** distilled samples, **B** batch, **L** sequence length,
+**D** width of an input embedding, **C** classes, **Y** layers, **H** heads, **Q** supervised query rows (0, 1
+or L), **T** inner steps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from textdistill import storage
+from textdistill.attention import AttentionLabelType
+from textdistill.inner import InnerBatch, InnerLoss, fine_tune, make_inner_loss
+from textdistill.learner import Learner, ModelConfig
+from textdistill.seeding import generator, stream_seed
+from textdistill.task import TokenizedSplit, stratified_sample
+
+# Softmax turns this into exactly 0, with an exactly zero gradient: keys that a layer cannot reach stay so.
+UNREACHABLE = -1e4
+
+
+class LabelType(StrEnum):
+    """One-hot and fixed; learned through a softmax; or learned and used as they are."""
+
+    hard = "hard"
+    soft = "soft"
+    unrestricted = "unrestricted"
+
+
+class Init(StrEnum):
+    """Initial embeddings: standard normal noise (the reference), or embeddings of real training texts."""
+
+    noise = "noise"
+    real = "real"
+
+
+@dataclass
+class DistilledDataConfig:
+    """The shape of the distilled set and how it starts: ``distilled_data.*``."""
+
+    pretrained_data_path: str | None = None
+    data_per_label: int = 1
+    attention_label_type: AttentionLabelType = AttentionLabelType.none
+    attention_loss_lambda: float = 1.0
+    seq_length: int = 64
+    label_type: LabelType = LabelType.hard
+    lr_for_step: bool = True
+    lr_init: float = 0.1
+    lr_linear_decay: bool = False
+    fix_order: bool = True
+    init: Init = Init.real
+
+    def check(self) -> None:
+        """Raises ValueError for a value out of range."""
+        for key, least in {"data_per_label": 1, "seq_length": 1}.items():
+            if getattr(self, key) < least:
+                raise ValueError(f"distilled_data.{key} must be at least {least}, got {getattr(self, key)}")
+        if not self.lr_init > 0:
+            raise ValueError(f"distilled_data.lr_init must be above 0, got {self.lr_init}")
+        supervised = self.attention_label_type is not AttentionLabelType.none
+        if supervised and not self.attention_loss_lambda > 0:
+            raise ValueError(
+                "distilled_data.attention_loss_lambda must be above 0 with attention labels"
+                f" ({self.attention_label_type}), got {self.attention_loss_lambda};"
+                " set distilled_data.attention_label_type=none to do without"
+            )
+
+
+@dataclass
+class LearnerTrainConfig:
+    """The inner loop: ``learner_train.*``."""
+
+    train_step: int = 1
+    batch_size_per_label: int = 1
+
+    def check(self, data: DistilledDataConfig) -> None:
+        """Raises ValueError for a value out of range or at odds with the distilled set's size."""
+        if self.train_step < 1:
+            raise ValueError(f"learner_train.train_step must be at least 1, got {self.train_step}")
+        size, batch = data.data_per_label, self.batch_size_per_label
+        if not 1 <= batch <= size:
+            raise ValueError(
+                f"learner_train.batch_size_per_label must be from 1 to distilled_data.data_per_label={size},"
+                f" got {batch}"
+            )
+        if data.fix_order and size % batch:
+            raise ValueError(
+                f"distilled_data.data_per_label={size} must be divisible by"
+                f" learner_train.batch_size_per_label={batch} when distilled_data.fix_order=true;"
+                " change one of them, or set distilled_data.fix_order=false"
+            )
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a distilled set was made for and from; stored beside its tensors.
+
+    Attributes:
+        task: name of the task.
+        class_names: C names; sample i has class i % C.
+        model: name, revision, embedding_size, num_layers, num_heads of the encoder it was made for.
+        data: how the data were read (columns, protocol, max_length, fingerprint).
+        provenance: seed, outer steps, versions, scores - whatever the maker wants remembered.
+    """
+
+    task: str
+    class_names: tuple[str, ...]
+    model: Mapping[str, Any]
+    data: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+
+class DistilledDataset:
+    """The learned samples, as raw tensors that an optimiser can move freely.
+
+    Raw tensors become what the inner loop reads through softplus (lr), softmax (soft labels, attention labels)
+    or nothing (embeddings, unrestricted labels), so lr stay positive and rows sum to 1 by construction.
+
+    Attributes:
+        raw: ``inputs_embeds`` (N, L, D), ``labels`` (N, C), ``lr`` (T,) or a scalar, and with attention labels
+            ``attention_labels`` (N, Y, H, Q, L).
+        config: shape and kinds.
+        train_config: number and batch size of inner steps.
+        card: task, model and provenance.
+    """
+
+    def __init__(
+        self,
+        raw: Mapping[str, Tensor],
+        config: DistilledDataConfig,
+        train_config: LearnerTrainConfig,
+        card: Card,
+    ) -> None:
+        config.check()
+        train_config.check(config)
+        self.config, self.train_config, self.card = config, train_config, card
+        expected = _shapes(config, train_config, len(card.class_names), card.model)
+        given = {name: tuple(tensor.shape) for name, tensor in raw.items()}
+        if given != expected:
+            raise ValueError(f"tensors of a distilled set must have shapes {expected}, got {given}")
+        self.raw = {name: tensor.detach().clone() for name, tensor in raw.items()}
+        for name, tensor in self.raw.items():
+            tensor.requires_grad_(name != "labels" or config.label_type is not LabelType.hard)
+
+    @classmethod
+    def create(
+        cls,
+        config: DistilledDataConfig,
+        train_config: LearnerTrainConfig,
+        card: Card,
+        learner: Learner,
+        train: TokenizedSplit,
+        seed: int,
+    ) -> DistilledDataset:
+        """The set before training.
+
+        Args:
+            config: its shape.
+            train_config: the inner loop it will serve.
+            card: its task; ``card.model`` is filled in from the learner.
+            learner: gives the widths, the reach of its attention and, for ``init=real``, the embeddings.
+            train: real texts for ``init=real``: a random one of the class a sample, tiled to length.
+            seed: the run's seed.
+        """
+        config.check()
+        train_config.check(config)
+        if config.seq_length > learner.max_positions:
+            raise ValueError(
+                f"distilled_data.seq_length must be at most the {learner.max_positions} positions of"
+                f" {learner.name}, got {config.seq_length}"
+            )
+        card = Card(card.task, card.class_names, describe(learner), card.data, card.provenance)
+        shapes = _shapes(config, train_config, learner.num_labels, card.model)
+        count = config.data_per_label * learner.num_labels
+        draw = generator(seed, "distilled", "inputs_embeds")
+        if config.init is Init.noise:
+            embeds = torch.randn(shapes["inputs_embeds"], generator=draw)
+        else:
+            rows = stratified_sample(train.labels, config.data_per_label, draw)
+            embeds = torch.stack([_tiled(learner, train, int(row), config.seq_length) for row in rows])
+        raw = {
+            "inputs_embeds": embeds,
+            "labels": torch.eye(learner.num_labels)[torch.arange(count) % learner.num_labels],
+            # The inverse of softplus.
+            "lr": torch.full(shapes["lr"], math.log(math.expm1(config.lr_init))),
+        }
+        if "attention_labels" in shapes:
+            draw = generator(seed, "distilled", "attention_labels")
+            reach = learner.reach(config.seq_length, config.attention_label_type)
+            noise = torch.randn(shapes["attention_labels"], generator=draw)
+            raw["attention_labels"] = noise.masked_fill(~reach[:, None], UNREACHABLE)
+        return cls(raw, config, train_config, card).to(learner.device, learner.dtype)
+
+    def __len__(self) -> int:
+        return len(self.raw["labels"])
+
+    @property
+    def lr(self) -> Tensor:
+        """Learning rates (T,) of the inner steps, above 0, with a graph to ``raw``."""
+        steps = self.train_config.train_step
+        lr = F.softplus(self.raw["lr"]).expand(steps)
+        if self.config.lr_linear_decay and not self.config.lr_for_step:
+            lr = lr * (1 - torch.arange(steps, dtype=lr.dtype, device=lr.device) / steps)
+        return lr
+
+    @property
+    def labels(self) -> Tensor:
+        """Labels (N, C) as the inner loop uses them: soft ones are probabilities."""
+        labels = self.raw["labels"]
+        return labels.softmax(-1) if self.config.label_type is LabelType.soft else labels
+
+    @property
+    def attention_labels(self) -> Tensor | None:
+        """Target attention (N, Y, H, Q, L), probabilities over the last dimension, or None."""
+        raw = self.raw.get("attention_labels")
+        return None if raw is None else raw.softmax(-1)
+
+    def batches(self, order_seed: int) -> list[InnerBatch]:
+        """What the T inner steps read, with a graph to ``raw``.
+
+        Args:
+            order_seed: with ``fix_order=false`` decides which samples each step draws; with dropout, the masks.
+                With neither, batches do not depend on it.
+        """
+        labels, attention_labels, lr = self.labels, self.attention_labels, self.lr
+        batches = []
+        for step in range(self.train_config.train_step):
+            rows = self._rows(step, order_seed).to(labels.device)
+            batches.append(
+                InnerBatch(
+                    self.raw["inputs_embeds"][rows],
+                    labels[rows],
+                    None if attention_labels is None else attention_labels[rows],
+                    lr[step],
+                    dropout_seed=stream_seed(order_seed, "dropout", step),
+                )
+            )
+        return batches
+
+    def pull_back(self, batches: Sequence[InnerBatch], parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """Gradient with respect to ``raw`` from the gradients with respect to ``batches``.
+
+        Contributions of a sample that several steps use add up.
+        """
+        outputs, grads = [], []
+        for batch, part in zip(batches, parts, strict=True):
+            for name, tensor in {**batch.learned, "lr": batch.lr}.items():
+                if tensor.requires_grad:
+                    outputs.append(tensor)
+                    grads.append(part[name])
+        learned = {name: tensor for name, tensor in self.raw.items() if tensor.requires_grad}
+        pulled = torch.autograd.grad(outputs, list(learned.values()), grads)
+        return dict(zip(learned, pulled, strict=True))
+
+    def inner_loss(self, learner: Learner, exact: bool = False) -> InnerLoss:
+        """The loss that inner steps on this set descend."""
+        return make_inner_loss(
+            learner, self.config.attention_label_type, self.config.attention_loss_lambda, exact
+        )
+
+    def check(self, learner: Learner) -> None:
+        """Raises ValueError if ``learner`` cannot be trained on this set."""
+        needs = ["embedding_size"]
+        if self.config.attention_label_type is not AttentionLabelType.none:
+            needs += ["num_layers", "num_heads"]
+        has = describe(learner)
+        for key in needs:
+            if self.card.model[key] != has[key]:
+                raise ValueError(
+                    f"the distilled set was made for {self.card.model['name']} with {key}"
+                    f" {self.card.model[key]}, but model.model_name={learner.name} has {has[key]}; use a model"
+                    " of the same shape"
+                )
+        if len(self.card.class_names) != learner.num_labels:
+            raise ValueError(
+                f"the distilled set has {len(self.card.class_names)} classes {list(self.card.class_names)}, but"
+                f" the data have {learner.num_labels}; use the data of task {self.card.task!r}"
+            )
+        if self.config.seq_length > learner.max_positions:
+            raise ValueError(
+                f"the distilled set has {self.config.seq_length} positions, but model.model_name={learner.name}"
+                f" takes at most {learner.max_positions}"
+            )
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> DistilledDataset:
+        """Moves the raw tensors (they become new leaves); returns self."""
+        for name, tensor in self.raw.items():
+            moved = tensor.detach().to(device=device, dtype=dtype)
+            self.raw[name] = moved.requires_grad_(tensor.requires_grad)
+        return self
+
+    def finetune(self, model: Learner | str | None = None, seed: int = 42, index: int = 0) -> PreTrainedModel:
+        """An ordinary transformers classifier: pretrained body, fresh head, fine-tuned on this set.
+
+        Args:
+            model: a learner, or a model name; None for the model that the set was made for.
+            seed: the seed of an evaluation...
+            index: ...and the number of its learner: ``evaluate`` with the same seed scores this very model.
+        """
+        if not isinstance(model, Learner):
+            name = model or str(self.card.model["name"])
+            model = Learner(ModelConfig(self.card.task, name), self.card.class_names)
+        self.check(model)
+        self.to(model.device, model.dtype)
+        params = model.fresh_params(stream_seed(seed, "head", "evaluation", index))
+        batches = self.batches(stream_seed(seed, "inner", "evaluation", index))
+        return model.to_model(fine_tune(self.inner_loss(model), params, batches))
+
+    def save_pretrained(self, path: str | Path, **provenance: Any) -> None:
+        """Writes ``distilled.safetensors``, ``config.json`` and ``README.md``; the folder appears whole or not at all.
+
+        Args:
+            path: the folder; an earlier distilled set in it is replaced.
+            **provenance: added to the card.
+        """
+        config = {
+            "distilled_data": asdict(self.config),
+            "learner_train": asdict(self.train_config),
+            "task": self.card.task,
+            "class_names": list(self.card.class_names),
+            "model": dict(self.card.model),
+            "data": dict(self.card.data),
+            "provenance": {**self.card.provenance, **provenance},
+        }
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.raw.items()}
+        storage.save_folder(Path(path), tensors, config, _readme(self))
+
+    @classmethod
+    def from_pretrained(cls, path_or_repo: str | Path, revision: str | None = None) -> DistilledDataset:
+        """Reads a folder or hub dataset written by ``save_pretrained``, or the reference implementation's folder.
+
+        Raises:
+            FileNotFoundError: there is no such folder or file.
+            ValueError: a file is not what it should be.
+        """
+        if storage.is_reference_folder(path_or_repo):
+            tensors, config = storage.load_reference(Path(path_or_repo))
+            # The reference does not record what the set was made for.
+            model = {"name": "bert-base-uncased", "revision": None, "embedding_size": config["hidden_size"]}
+            model |= {key: config[key] for key in ("num_layers", "num_heads")}
+            card = Card("unknown", tuple(str(i) for i in range(config["num_labels"])), model)
+            data_config = {**config["config"], "init": "noise"}
+            train_config = config["train_config"]
+        else:
+            tensors, config = storage.load_folder(path_or_repo, revision)
+            data_config, train_config = config["distilled_data"], config["learner_train"]
+            card = Card(
+                config["task"],
+                tuple(config["class_names"]),
+                config["model"],
+                config["data"],
+                config["provenance"],
+            )
+        enums = {"attention_label_type": AttentionLabelType, "label_type": LabelType, "init": Init}
+        data_config = {k: enums[k](v) if k in enums else v for k, v in data_config.items()}
+        tensors = {name: tensor.float() for name, tensor in tensors.items()}
+        return cls(tensors, DistilledDataConfig(**data_config), LearnerTrainConfig(**train_config), card)
+
+    def _rows(self, step: int, order_seed: int) -> Tensor:
+        batch = self.train_config.batch_size_per_label * len(self.card.class_names)
+        if self.config.fix_order:
+            cycle = step % (len(self) // batch)
+            return torch.arange(batch * cycle, batch * (cycle + 1))
+        return torch.randperm(len(self), generator=generator(order_seed, "order", step))[:batch]
+
+
+def describe(learner: Learner) -> dict[str, Any]:
+    """What a card says of a learner."""
+    return {
+        "name": learner.name,
+        "revision": learner.revision,
+        "embedding_size": learner.embedding_size,
+        "num_layers": learner.num_layers,
+        "num_heads": learner.num_heads,
+    }
+
+
+def _shapes(
+    config: DistilledDataConfig, train_config: LearnerTrainConfig, num_labels: int, model: Mapping[str, Any]
+) -> dict[str, tuple[int, ...]]:
+    count, length = config.data_per_label * num_labels, config.seq_length
+    shapes: dict[str, tuple[int, ...]] = {
+        "inputs_embeds": (count, length, model["embedding_size"]),
+        "labels": (count, num_labels),
+        "lr": (train_config.train_step,) if config.lr_for_step else (),
+    }
+    if config.attention_label_type is not AttentionLabelType.none:
+        rows = config.attention_label_type.rows(length)
+        shapes["attention_labels"] = (count, model["num_layers"], model["num_heads"], rows, length)
+    return shapes
+
+
+def _tiled(learner: Learner, train: TokenizedSplit, row: int, length: int) -> Tensor:
+    """Word embeddings (length, D) of a text, repeated or cut to length."""
+    ids = train.batch([row])["input_ids"][0]
+    return learner.embed(ids.repeat(-(-length // len(ids)))[:length]).cpu().float()
+
+
+def _readme(distilled: DistilledDataset) -> str:
+    card, config = distilled.card, distilled.config
+    shapes = "\n".join(f"- `{name}`: {tuple(t.shape)}" for name, t in distilled.raw.items())
+    return f"""---
+tags: [dataset-distillation, textdistill]
+---
+
+# {card.task}, distilled for {card.model["name"]}
+
+{len(distilled)} learned samples of {config.seq_length} positions, {config.label_type} labels, attention labels
+{config.attention_label_type}, for {distilled.train_config.train_step} gradient step(s).
+
+{shapes}
+
+```python
+from textdistill import DistilledDataset
+
+model = DistilledDataset.from_pretrained("PATH").finetune()
+```
+"""

@@ -1,0 +1,132 @@
+"""Score what a few samples make of fresh learners: n of them, on every row of a split."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from statistics import fmean, stdev
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.metrics import accuracy_score, f1_score
+from tqdm import tqdm
+
+from textdistill.distilled import DistilledDataset
+from textdistill.inner import fine_tune
+from textdistill.learner import Learner, Params, autocast
+from textdistill.seeding import stream_seed
+from textdistill.task import TokenizedSplit, sorted_batches
+
+
+@dataclass
+class EvaluateConfig:
+    """The final score: ``evaluate.*``."""
+
+    task_name: str = "${data.task_name}"
+    n_eval_model: int = 20
+    fp16: bool = False
+    bf16: bool = False
+
+    def check(self) -> None:
+        """Raises ValueError for a value out of range."""
+        if self.n_eval_model < 1:
+            raise ValueError(f"evaluate.n_eval_model must be at least 1, got {self.n_eval_model}")
+        if self.fp16 and self.bf16:
+            raise ValueError(
+                "evaluate.fp16 and evaluate.bf16 exclude each other, got both true; set one to false"
+            )
+
+
+@dataclass(frozen=True)
+class Score:
+    """One metric over n learners: every value, their mean, and the sample standard deviation (None for n = 1)."""
+
+    mean: float
+    std: float | None
+    n: int
+    values: list[float]
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Score:
+        """Summarises the values, in the order of the learners."""
+        return cls(fmean(values), stdev(values) if len(values) > 1 else None, len(values), list(values))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return asdict(self)
+
+
+# Learner i of a score, trained: its parameters depend on i, never on how many learners are scored.
+TrainedLearner = Callable[[int], Params]
+
+
+def trained_on(distilled: DistilledDataset, learner: Learner, seed: int, purpose: str) -> TrainedLearner:
+    """Learner i: the fresh head of stream ("head", purpose, i), fine-tuned on the distilled set."""
+    inner_loss = distilled.inner_loss(learner)
+
+    def train(index: int) -> Params:
+        params = learner.fresh_params(stream_seed(seed, "head", purpose, index))
+        return fine_tune(inner_loss, params, distilled.batches(stream_seed(seed, "inner", purpose, index)))
+
+    return train
+
+
+def score(
+    train: TrainedLearner,
+    learner: Learner,
+    split: TokenizedSplit,
+    metric_names: Sequence[str],
+    n: int,
+    batch_size: int,
+    *,
+    fp16: bool = False,
+    bf16: bool = False,
+    description: str = "evaluate",
+) -> dict[str, Score]:
+    """Scores n trained learners on every row of a split.
+
+    Args:
+        train: gives learner i.
+        learner: the model they share.
+        split: the rows; all of them, each once, for every learner.
+        metric_names: accuracy, and f1 and combined (their mean) for tasks that report it.
+        n: number of learners, at least 1.
+        batch_size: rows a forward pass.
+        fp16: run the forward pass in float16 where that is safe.
+        bf16: the same in bfloat16.
+        description: of the progress bar.
+
+    Returns:
+        A Score by metric, ``loss`` (mean cross entropy a row) among them.
+    """
+    batches = [(rows, _to(batch, learner.device)) for rows, batch in sorted_batches(split, batch_size)]
+    results = []
+    for index in tqdm(range(n), desc=description, unit="learner", leave=False, dynamic_ncols=True, disable=None):
+        params = train(index)
+        logits = torch.empty(len(split), learner.num_labels)
+        for rows, inputs in batches:
+            with torch.no_grad(), autocast(learner.device, fp16, bf16):
+                output = learner(params, inputs).logits
+            logits[torch.from_numpy(rows)] = output.float().cpu()
+        results.append(metrics(logits, split.labels, metric_names))
+    return {name: Score.of([result[name] for result in results]) for name in results[0]}
+
+
+def metrics(logits: torch.Tensor, labels: np.ndarray, names: Sequence[str]) -> dict[str, float]:
+    """Cross entropy and the named metrics of logits (rows, C) against labels (rows,).
+
+    F1 is that of class 1, as GLUE has it.
+    """
+    predicted = logits.argmax(-1).numpy()
+    result = {"loss": F.cross_entropy(logits, torch.tensor(labels)).item()}
+    result["accuracy"] = float(accuracy_score(labels, predicted))
+    if "f1" in names:
+        result["f1"] = float(f1_score(labels, predicted, zero_division=0.0))
+        result["combined"] = (result["accuracy"] + result["f1"]) / 2
+    return result
+
+
+def _to(batch: dict[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+    return {name: tensor.to(device) for name, tensor in batch.items() if name != "labels"}

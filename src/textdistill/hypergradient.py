@@ -1,0 +1,181 @@
+"""Gradient of the outer loss with respect to what the inner loop reads: three estimators, one signature.
+
+With v[T] = grad outer_loss(params[T]) and g_t the inner gradient at step t, going backwards:
+
+    d outer / d lr[t]  = -<v[t+1], g_t>
+    d outer / d phi_t  = -lr[t] * D_v (grad_phi    inner_loss)(params[t]),  v = v[t+1], phi_t = (x_t, y_t, a_t)
+    v[t]               = v[t+1] - lr[t] * D_v (grad_params inner_loss)(params[t])
+
+Every step needs one directional derivative D_v of a first-order gradient. ``difference`` takes it as a finite
+difference, ``forward`` by forward-mode differentiation; ``reverse`` does not use these lines at all but
+differentiates the unrolled loop, and is what the tests trust. Source: ours; the first-order trick is the one
+of DARTS (Liu et al., 2019, equation 8).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from enum import StrEnum
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from textdistill.inner import InnerBatch, InnerLoss, descend, gradient, inner_step, leaves
+from textdistill.learner import Params
+
+OuterLoss = Callable[[Params], Tensor]
+
+
+class Estimator(StrEnum):
+    """How the hypergradient is computed."""
+
+    difference = "difference"
+    forward = "forward"
+    reverse = "reverse"
+
+    @property
+    def exact(self) -> bool:
+        """Whether second derivatives of the inner loss are taken, which fused attention does not have."""
+        return self is not Estimator.difference
+
+
+class Hypergradient(NamedTuple):
+    """The outer loss (a scalar without graph), and for each inner step the gradient by part.
+
+    The parts are ``inputs_embeds``, ``labels``, ``attention_labels`` (where there are any) and ``lr``, each of
+    the shape it has in that step's batch. Samples used in several steps have one entry in each.
+    """
+
+    outer_loss: Tensor
+    parts: list[dict[str, Tensor]]
+
+
+def hypergradient(
+    estimator: Estimator,
+    inner_loss: InnerLoss,
+    outer_loss: OuterLoss,
+    params: Params,
+    batches: Sequence[InnerBatch],
+    eps: float = 1e-3,
+) -> Hypergradient:
+    """Fine-tunes ``params`` on ``batches`` and differentiates the outer loss of the result.
+
+    Args:
+        estimator: see the module's text.
+        inner_loss: must be exact (``make_inner_loss(exact=True)``) if ``estimator.exact``.
+        outer_loss: scalar loss on real data as a function of the fine-tuned parameters.
+        params: the learner's initial parameters; not written to.
+        batches: one a step, at least one.
+        eps: length of the step, in the parameters' units, that ``difference`` takes along v.
+    """
+    batches = [_detached(batch) for batch in batches]
+    if estimator is Estimator.reverse:
+        return _reverse(inner_loss, outer_loss, params, batches)
+    # Forward: every step's parameters and first-order gradients are kept.
+    steps: list[tuple[Params, dict[str, Tensor], dict[str, Tensor]]] = []
+    for batch in batches:
+        grads, phi_grads = _inner_gradients(inner_loss, params, batch)
+        steps.append((params, grads, phi_grads))
+        params = descend(params, grads, batch.lr)
+    loss, v = _outer_gradient(outer_loss, params)
+    # Backward.
+    parts: list[dict[str, Tensor]] = []
+    while steps:
+        batch, (params, grads, phi_grads) = batches[len(steps) - 1], steps.pop()
+        if estimator is Estimator.difference:
+            d_grads, d_phi = _difference(inner_loss, params, batch, v, grads, phi_grads, eps, bool(steps))
+        else:
+            d_grads, d_phi = _forward(inner_loss, params, batch, v)
+        part = {name: -batch.lr * derivative for name, derivative in d_phi.items()}
+        part["lr"] = -_dot(v, grads)
+        parts.append(part)
+        v = descend(v, d_grads, batch.lr)
+    return Hypergradient(loss, parts[::-1])
+
+
+def _difference(
+    inner_loss: InnerLoss,
+    params: Params,
+    batch: InnerBatch,
+    v: Params,
+    grads: Mapping[str, Tensor],
+    phi_grads: Mapping[str, Tensor],
+    eps: float,
+    of_params: bool,
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """D_v of both first-order gradients by a one-sided difference that re-uses the forward pass's gradients."""
+    # If v vanishes, so do the differences below; the floor only keeps the division finite.
+    step = eps / _dot(v, v).sqrt().clamp_min(1e-12)
+    shifted = {name: p + step * v[name] if name in v else p for name, p in params.items()}
+    shifted_grads, shifted_phi = _inner_gradients(inner_loss, shifted, batch, of_params)
+    return (
+        {name: (grad - grads[name]) / step for name, grad in shifted_grads.items()},
+        {name: (grad - phi_grads[name]) / step for name, grad in shifted_phi.items()},
+    )
+
+
+def _forward(
+    inner_loss: InnerLoss, params: Params, batch: InnerBatch, v: Params
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """D_v of both first-order gradients by forward-mode over reverse-mode differentiation."""
+
+    def loss(params: Params, learned: dict[str, Tensor]) -> Tensor:
+        return inner_loss(params, dataclasses.replace(batch, **learned))
+
+    def first_order(params: Params) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        grads = torch.func.grad(loss, argnums=(0, 1))(params, batch.learned)
+        assert isinstance(grads, tuple)
+        return grads
+
+    direction = {name: v.get(name, torch.zeros_like(p)) for name, p in params.items()}
+    _, derivatives = torch.func.jvp(first_order, (params,), (direction,))
+    d_grads, d_phi = derivatives
+    return d_grads, d_phi
+
+
+def _reverse(
+    inner_loss: InnerLoss, outer_loss: OuterLoss, params: Params, batches: Sequence[InnerBatch]
+) -> Hypergradient:
+    """Plain autograd through the unrolled loop; memory grows with the number of steps."""
+    params = leaves(params)
+    phi = [leaves({**batch.learned, "lr": batch.lr}) for batch in batches]
+    for batch, learned in zip(batches, phi, strict=True):
+        params = inner_step(inner_loss, params, dataclasses.replace(batch, **learned), create_graph=True)
+    loss = outer_loss(params)
+    flat = {(t, name): tensor for t, learned in enumerate(phi) for name, tensor in learned.items()}
+    grads = torch.autograd.grad(loss, list(flat.values()))
+    parts: list[dict[str, Tensor]] = [{} for _ in batches]
+    for (t, name), grad in zip(flat, grads, strict=True):
+        parts[t][name] = grad
+    return Hypergradient(loss.detach(), parts)
+
+
+def _inner_gradients(
+    inner_loss: InnerLoss, params: Params, batch: InnerBatch, of_params: bool = True
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """First-order gradients with respect to the parameters (empty unless asked for), and to x, y and a."""
+    params = leaves(params) if of_params else params
+    learned = leaves(batch.learned)
+    loss = inner_loss(params, dataclasses.replace(batch, **learned))
+    grads = gradient(loss, {**(params if of_params else {}), **learned})
+    phi_grads = {name: grads.pop(name) for name in learned}
+    return grads, phi_grads
+
+
+def _outer_gradient(outer_loss: OuterLoss, params: Params) -> tuple[Tensor, Params]:
+    params = leaves(params)
+    loss = outer_loss(params)
+    return loss.detach(), gradient(loss, params)
+
+
+def _detached(batch: InnerBatch) -> InnerBatch:
+    tensors = {name: tensor.detach() for name, tensor in batch.learned.items()}
+    return dataclasses.replace(batch, lr=batch.lr.detach(), **tensors)
+
+
+def _dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Tensor:
+    """Inner product over the names both have."""
+    products = [torch.dot(a[name].flatten(), b[name].flatten()) for name in a if name in b]
+    return torch.stack(products).sum()

@@ -1,0 +1,47 @@
+"""Task loss and attention-label loss: pure tensor functions.
+
+Letters: B samples, C classes, Y layers, H heads, Q supervised query rows, L key positions.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def task_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross entropy, averaged over samples: ``-mean_b sum_c labels[b, c] * log softmax(logits)[b, c]``.
+
+    Args:
+        logits: (B, C).
+        labels: class indices (B,), or weights (B, C) of any sign and sum: unrestricted labels are used as
+            they are.
+
+    Returns:
+        A scalar with a graph.
+
+    Source: Maekawa et al. (2023), section 3.
+    """
+    return F.cross_entropy(logits, labels)
+
+
+def attention_loss(rows: Tensor, attention_labels: Tensor) -> Tensor:
+    """``KL(attention_labels || rows)``: summed over key positions, averaged over samples, layers, heads, rows.
+
+    A key with label 0 contributes nothing, whatever the learner's attention to it, so keys that a layer cannot
+    reach drop out.
+
+    Args:
+        rows: the learner's attention, (B, Y, H, Q, L), probabilities over the last dimension.
+        attention_labels: targets of the same shape, probabilities over the last dimension.
+
+    Returns:
+        A scalar with a graph, at least 0 up to rounding.
+
+    Source: Maekawa et al. (2023), equation 5.
+    """
+    # Where a probability underflows, its logarithm stays finite and its gradient is zero.
+    log_rows = rows.clamp_min(torch.finfo(rows.dtype).tiny).log()
+    divergence = torch.xlogy(attention_labels, attention_labels) - attention_labels * log_rows
+    return divergence.sum(-1).mean()
