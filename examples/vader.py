@@ -3,14 +3,14 @@
     python examples/vader.py --output data
     textdistill distill data.task_name=vader_movie data.path=data/vader_movie
 
-The data are sentences of four sources with the mean sentiment rating of 20 or more people, from -4 to 4. They
-come from the source distribution of the package vaderSentiment 3.3.2 (MIT licence):
+The data are sentences of four sources with the mean sentiment rating of 20 or more people, from -4 to 4.
+They come from the source distribution of the package vaderSentiment 3.3.2 (MIT licence):
 
-    Hutto, C.J. & Gilbert, E.E. (2014). VADER: A Parsimonious Rule-based Model for Sentiment Analysis of Social
-    Media Text. Eighth International Conference on Weblogs and Social Media (ICWSM-14). Ann Arbor, MI.
+    Hutto, C.J. & Gilbert, E.E. (2014). VADER: A Parsimonious Rule-based Model for Sentiment Analysis of
+    Social Media Text. Eighth International Conference on Weblogs and Social Media (ICWSM-14).
 
-``vader_movie`` is the sign of the rating of a movie-review sentence rated 0.5 or more from zero; ``vader_genre``
-is the source a sentence is from.
+``vader_movie`` is the sign of the rating of a movie-review sentence rated 0.5 or more from zero;
+``vader_genre`` is the source a sentence is from.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ def read_ratings(archive: Path) -> dict[str, list[tuple[float, str]]]:
 
     Raises:
         ValueError: the archive is not the published one.
+
     """
     content = archive.read_bytes()
     digest = hashlib.sha256(content).hexdigest()
@@ -68,7 +69,7 @@ def read_ratings(archive: Path) -> dict[str, list[tuple[float, str]]]:
         tarfile.open(fileobj=outer.extractfile(INNER_ARCHIVE)) as inner,
     ):
         for genre, name in GENRES.items():
-            # Only the README beside these files is latin-1: read as that, "cliché" would come out as "clichÃ©".
+            # Not latin-1, which only the README beside these files is: "cliché" would come out as "clichÃ©".
             text = inner.extractfile(f"hutto_ICWSM_2014/{name}").read().decode("utf-8")
             lines = [line.split("\t") for line in text.split("\r\n")]
             ratings[genre] = [(float(rating), sentence.strip()) for _, rating, sentence in lines]
@@ -100,9 +101,7 @@ def write(rows: Rows, file: Path) -> None:
 
 def main() -> None:
     """Make both tasks, unless they are there, and print their row counts."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder for vader_movie/ and vader_genre/")
     parser.add_argument("--archive", type=Path, help="the source distribution, if it is here already")
     arguments = parser.parse_args()

@@ -1,1 +1,22 @@
-"""textdistill."""
+"""Distils a text-classification dataset into a few learned samples that fine-tune a transformer in one step."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from textdistill.commands import baseline, distill, evaluate, finetune, show
+    from textdistill.config import compose
+    from textdistill.distilled import DistilledDataset
+
+__all__ = ["DistilledDataset", "baseline", "compose", "distill", "evaluate", "finetune", "show"]
+
+_HOMES = {"DistilledDataset": "distilled", "compose": "config"}
+
+
+def __getattr__(name: str) -> Any:
+    # Importing torch and transformers takes seconds; `textdistill --help` must not.
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES.get(name, 'commands')}"), name)

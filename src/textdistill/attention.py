@@ -86,6 +86,7 @@ def attention_kernel(
 
     Returns:
         The output (B, L, H, D/H), and None: the rows go to the recording, not through transformers.
+
     """
     record = _recording.get() or Recording(AttentionLabelType.none, exact=False)
     record.calls += 1

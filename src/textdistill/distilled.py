@@ -112,6 +112,7 @@ class Card:
         model: name, revision, embedding_size, num_layers, num_heads of the encoder it was made for.
         data: how the data were read (columns, protocol, max_length, fingerprint).
         provenance: seed, outer steps, versions, scores - whatever the maker wants remembered.
+
     """
 
     task: str
@@ -133,6 +134,7 @@ class DistilledDataset:
         config: shape and kinds.
         train_config: number and batch size of inner steps.
         card: task, model and provenance.
+
     """
 
     def __init__(
@@ -172,6 +174,7 @@ class DistilledDataset:
             learner: gives the widths, the reach of its attention and, for ``init=real``, the embeddings.
             train: real texts for ``init=real``: a random one of the class a sample, tiled to length.
             seed: the run's seed.
+
         """
         config.check()
         train_config.check(config)
@@ -232,6 +235,7 @@ class DistilledDataset:
         Args:
             order_seed: with ``fix_order=false`` decides which samples each step draws; with dropout, the masks.
                 With neither, batches do not depend on it.
+
         """
         labels, attention_labels, lr = self.labels, self.attention_labels, self.lr
         batches = []
@@ -265,9 +269,7 @@ class DistilledDataset:
 
     def inner_loss(self, learner: Learner, exact: bool = False) -> InnerLoss:
         """The loss that inner steps on this set descend."""
-        return make_inner_loss(
-            learner, self.config.attention_label_type, self.config.attention_loss_lambda, exact
-        )
+        return make_inner_loss(learner, self.config.attention_label_type, self.config.attention_loss_lambda, exact)
 
     def check(self, learner: Learner) -> None:
         """Raises ValueError if ``learner`` cannot be trained on this set."""
@@ -307,6 +309,7 @@ class DistilledDataset:
             model: a learner, or a model name; None for the model that the set was made for.
             seed: the seed of an evaluation...
             index: ...and the number of its learner: ``evaluate`` with the same seed scores this very model.
+
         """
         if not isinstance(model, Learner):
             name = model or str(self.card.model["name"])
@@ -323,6 +326,7 @@ class DistilledDataset:
         Args:
             path: the folder; an earlier distilled set in it is replaced.
             **provenance: added to the card.
+
         """
         config = {
             "distilled_data": asdict(self.config),
@@ -343,6 +347,7 @@ class DistilledDataset:
         Raises:
             FileNotFoundError: there is no such folder or file.
             ValueError: a file is not what it should be.
+
         """
         if storage.is_reference_folder(path_or_repo):
             tensors, config = storage.load_reference(Path(path_or_repo))

@@ -34,9 +34,7 @@ class EvaluateConfig:
         if self.n_eval_model < 1:
             raise ValueError(f"evaluate.n_eval_model must be at least 1, got {self.n_eval_model}")
         if self.fp16 and self.bf16:
-            raise ValueError(
-                "evaluate.fp16 and evaluate.bf16 exclude each other, got both true; set one to false"
-            )
+            raise ValueError("evaluate.fp16 and evaluate.bf16 exclude each other, got both true; set one to false")
 
 
 @dataclass(frozen=True)
@@ -100,6 +98,7 @@ def score(
 
     Returns:
         A Score by metric, ``loss`` (mean cross entropy a row) among them.
+
     """
     batches = [(rows, _to(batch, learner.device)) for rows, batch in sorted_batches(split, batch_size)]
     results = []

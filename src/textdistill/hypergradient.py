@@ -14,7 +14,6 @@ of DARTS (Liu et al., 2019, equation 8).
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from typing import NamedTuple
@@ -69,6 +68,7 @@ def hypergradient(
         params: the learner's initial parameters; not written to.
         batches: one a step, at least one.
         eps: length of the step, in the parameters' units, that ``difference`` takes along v.
+
     """
     batches = [_detached(batch) for batch in batches]
     if estimator is Estimator.reverse:
@@ -122,7 +122,7 @@ def _forward(
     """D_v of both first-order gradients by forward-mode over reverse-mode differentiation."""
 
     def loss(params: Params, learned: dict[str, Tensor]) -> Tensor:
-        return inner_loss(params, dataclasses.replace(batch, **learned))
+        return inner_loss(params, batch.replace(learned))
 
     def first_order(params: Params) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         grads = torch.func.grad(loss, argnums=(0, 1))(params, batch.learned)
@@ -130,9 +130,8 @@ def _forward(
         return grads
 
     direction = {name: v.get(name, torch.zeros_like(p)) for name, p in params.items()}
-    _, derivatives = torch.func.jvp(first_order, (params,), (direction,))
-    d_grads, d_phi = derivatives
-    return d_grads, d_phi
+    derivatives: tuple[dict[str, Tensor], dict[str, Tensor]] = torch.func.jvp(first_order, (params,), (direction,))[1]
+    return derivatives
 
 
 def _reverse(
@@ -142,7 +141,7 @@ def _reverse(
     params = leaves(params)
     phi = [leaves({**batch.learned, "lr": batch.lr}) for batch in batches]
     for batch, learned in zip(batches, phi, strict=True):
-        params = inner_step(inner_loss, params, dataclasses.replace(batch, **learned), create_graph=True)
+        params = inner_step(inner_loss, params, batch.replace(learned), create_graph=True)
     loss = outer_loss(params)
     flat = {(t, name): tensor for t, learned in enumerate(phi) for name, tensor in learned.items()}
     grads = torch.autograd.grad(loss, list(flat.values()))
@@ -158,7 +157,7 @@ def _inner_gradients(
     """First-order gradients with respect to the parameters (empty unless asked for), and to x, y and a."""
     params = leaves(params) if of_params else params
     learned = leaves(batch.learned)
-    loss = inner_loss(params, dataclasses.replace(batch, **learned))
+    loss = inner_loss(params, batch.replace(learned))
     grads = gradient(loss, {**(params if of_params else {}), **learned})
     phi_grads = {name: grads.pop(name) for name in learned}
     return grads, phi_grads
@@ -171,8 +170,8 @@ def _outer_gradient(outer_loss: OuterLoss, params: Params) -> tuple[Tensor, Para
 
 
 def _detached(batch: InnerBatch) -> InnerBatch:
-    tensors = {name: tensor.detach() for name, tensor in batch.learned.items()}
-    return dataclasses.replace(batch, lr=batch.lr.detach(), **tensors)
+    tensors = {**batch.learned, "lr": batch.lr}
+    return batch.replace({name: tensor.detach() for name, tensor in tensors.items()})
 
 
 def _dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Tensor:

@@ -27,6 +27,7 @@ class InnerBatch:
         lr: the step's learning rate, a scalar.
         context: further inputs of the learner that are not learned (``attention_mask``, ``token_type_ids``).
         dropout_seed: seed of the step's dropout masks; every evaluation of one inner step replays it.
+
     """
 
     inputs_embeds: Tensor
@@ -46,6 +47,17 @@ class InnerBatch:
         }
         return {name: part for name, part in parts.items() if part is not None}
 
+    def replace(self, tensors: Mapping[str, Tensor]) -> InnerBatch:
+        """The same batch with other tensors, named as in ``learned``; ``lr`` may be among them."""
+        return InnerBatch(
+            tensors["inputs_embeds"],
+            tensors["labels"],
+            tensors.get("attention_labels"),
+            tensors.get("lr", self.lr),
+            self.context,
+            self.dropout_seed,
+        )
+
 
 InnerLoss = Callable[[Params, InnerBatch], Tensor]
 
@@ -63,13 +75,12 @@ def make_inner_loss(
         label_type: which attention rows the batches label; with ``none`` the second term is absent.
         attention_loss_lambda: weight of the second term, at least 0.
         exact: use attention that has derivatives of every order (``forward`` and ``reverse`` estimators).
+
     """
 
     def inner_loss(params: Params, batch: InnerBatch) -> Tensor:
         inputs = {"inputs_embeds": batch.inputs_embeds, **batch.context}
-        logits, rows = learner(
-            params, inputs, label_type=label_type, exact=exact, dropout_seed=batch.dropout_seed
-        )
+        logits, rows = learner(params, inputs, label_type=label_type, exact=exact, dropout_seed=batch.dropout_seed)
         loss = task_loss(logits, batch.labels)
         if rows is not None and batch.attention_labels is not None:
             loss = loss + attention_loss_lambda * attention_loss(rows, batch.attention_labels)
@@ -106,6 +117,7 @@ def inner_step(inner_loss: InnerLoss, params: Params, batch: InnerBatch, create_
 
     Returns:
         The updated parameters.
+
     """
     params = params if create_graph else leaves(params)
     grads = gradient(inner_loss(params, batch), params, create_graph)

@@ -71,6 +71,7 @@ class Learner:
         max_positions: the longest sequence the model takes.
         name: the model's name as the user gave it.
         revision: hub commit or checksum of the weights, None where neither is known.
+
     """
 
     def __init__(self, config: ModelConfig, class_names: tuple[str, ...]) -> None:
@@ -112,7 +113,8 @@ class Learner:
     @property
     def device(self) -> torch.device:
         """Where the parameters live."""
-        return self.model.device
+        device: torch.device = self.model.device
+        return device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -121,7 +123,7 @@ class Learner:
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Learner:
         """Moves the pretrained weights; returns self."""
-        self.model.to(device=device, dtype=dtype)
+        self.model.to(device=device, dtype=dtype)  # type: ignore[call-arg]  # a decorator hides the signature
         return self
 
     def fresh_params(self, seed: int) -> Params:
@@ -132,15 +134,15 @@ class Learner:
 
         Returns:
             New tensors, free to be written to, on the learner's device.
+
         """
-        drawn: Params = {}
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(seed)
-            for module_name, module in self._template.named_modules():
-                own = {f"{module_name}.{n}".lstrip("."): p for n, p in module.named_parameters(recurse=False)}
-                if own.keys() & self.head:
-                    self._template._init_weights(module)
-                    drawn |= {n: p.clone() for n, p in own.items() if n in self.head}
+            # Children before parents: some families (ModernBERT) draw a child's weights anew in its parent's turn.
+            # The body of the template is on the meta device, where drawing costs nothing.
+            for module in reversed(list(self._template.modules())):
+                self._template._init_weights(module)
+        drawn = {name: p.detach().clone() for name, p in self._template.named_parameters() if name in self.head}
         names = self.trainable if self.use_pretrained_model else [n for n, _ in self.model.named_parameters()]
         weights = dict(self.model.named_parameters())
         return {
@@ -166,6 +168,7 @@ class Learner:
             label_type: the rows to return: none, row 0 (cls) or all.
             exact: use attention that has second derivatives.
             dropout_seed: with dropout enabled, the seed of this pass's dropout masks; None for no dropout.
+
         """
         drop = self.dropout and dropout_seed is not None
         devices = [self.device] if self.device.type == "cuda" else []
@@ -207,7 +210,7 @@ class Learner:
 
     def to_model(self, params: Params) -> PreTrainedModel:
         """An ordinary transformers model, independent of this learner, with ``params`` as its weights."""
-        model = copy.deepcopy(self.model)
+        model: PreTrainedModel = copy.deepcopy(self.model)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 parameter.requires_grad_(True)
@@ -215,7 +218,8 @@ class Learner:
                     parameter.copy_(params[name])
         if self._records_rows:
             model.set_attn_implementation("sdpa")
-        return model.eval()
+        model.eval()
+        return model
 
     def _blank_input(self, length: int) -> Tensor:
         return torch.zeros(1, length, self.embedding_size, device=self.device, dtype=self.dtype)

@@ -22,6 +22,7 @@ def task_loss(logits: Tensor, labels: Tensor) -> Tensor:
         A scalar with a graph.
 
     Source: Maekawa et al. (2023), section 3.
+
     """
     return F.cross_entropy(logits, labels)
 
@@ -40,6 +41,7 @@ def attention_loss(rows: Tensor, attention_labels: Tensor) -> Tensor:
         A scalar with a graph, at least 0 up to rounding.
 
     Source: Maekawa et al. (2023), equation 5.
+
     """
     # Where a probability underflows, its logarithm stays finite and its gradient is zero.
     log_rows = rows.clamp_min(torch.finfo(rows.dtype).tiny).log()

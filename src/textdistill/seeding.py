@@ -21,6 +21,7 @@ def stream_seed(seed: int, *name: str | int) -> int:
 
     Returns:
         An integer in [0, 2**63).
+
     """
     digest = hashlib.sha256(repr((seed, *name)).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1

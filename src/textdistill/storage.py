@@ -38,9 +38,7 @@ MAX_CONFIG_BYTES = 16 * 2**20
 DTYPES = {"F64", "F32", "F16", "BF16", "I64"}
 
 
-def save_folder(
-    path: Path, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], readme: str
-) -> None:
+def save_folder(path: Path, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], readme: str) -> None:
     """Write a set to the folder ``path``, replacing an earlier set there as a whole.
 
     Everything is written and synced in a hidden sibling folder first, then renamed. If the process dies, the
@@ -58,6 +56,7 @@ def save_folder(
     Raises:
         ValueError: ``path`` is something other than a set, a tensor is not finite or of another dtype, or
             ``config`` holds NaN or infinity. Nothing has changed then.
+
     """
     path = path.resolve()
     _check_replaceable(path)
@@ -114,6 +113,7 @@ def load_folder(
     Raises:
         FileNotFoundError: no such folder or repository, or a file is missing in it.
         ValueError: a file breaks one of the rules above; the message names file, rule and remedy.
+
     """
     if Path(path_or_repo).is_dir():
         if revision is not None:
@@ -167,6 +167,7 @@ def load_reference(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]
         ValueError: a file is damaged, holds anything but plain tensors, or contradicts the card's shapes.
 
     Source: arumaekawa/dataset-distillation-with-attention-labels, ``DistilledData.save_pretrained``.
+
     """
     config_path = _member(path, CONFIG_FILE, path, MAX_CONFIG_BYTES)
     config = _read_json(config_path)
@@ -192,9 +193,7 @@ def load_reference(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]
             f"{file} must hold tensors of the shapes that {CONFIG_FILE} implies, {shapes}, got {found}; "
             "the two files belong to different sets: restore the one that was changed"
         )
-    tensors = {
-        name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()
-    }
+    tensors = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
     _check_finite(file, tensors)
     return tensors, config
 
@@ -252,7 +251,7 @@ def _download(repo: str, revision: str | None) -> Path:
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"{repo!r} is neither a folder here nor, at revision {revision!r}, a dataset repository that can "
-            f"be fetched from the hub; check the path, the repository and the connection ({str(error).strip()})"
+            f"be fetched from the hub; check path, repository and connection ({str(error).strip()})"
         ) from error
     return Path(folder)
 
@@ -276,9 +275,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} must be JSON: {error}; restore the file from its source") from error
     if not isinstance(config, dict):
-        raise ValueError(
-            f"{path} must be a JSON object, got {type(config).__name__}; restore the file from its source"
-        )
+        raise ValueError(f"{path} must be a JSON object, got {type(config).__name__}; restore the file from its source")
     return config
 
 
@@ -318,9 +315,7 @@ def _header(path: Path, file: Any) -> dict[str, dict[str, Any]]:
 def _check_declared(path: Path, header: Mapping[str, Any], config: Mapping[str, Any]) -> None:
     declared = config.get("tensors")
     if not isinstance(declared, dict):
-        raise ValueError(
-            f"{path.with_name(CONFIG_FILE)} must declare its tensors in an object; fetch it again"
-        )
+        raise ValueError(f"{path.with_name(CONFIG_FILE)} must declare its tensors in an object; fetch it again")
     for name in sorted(header.keys() | declared.keys()):
         if header.get(name) != declared.get(name):
             raise ValueError(

@@ -64,13 +64,15 @@ class DataConfig:
         label_column: column of integers 0..C-1 or of strings; built-in tasks know theirs.
         max_length: tokens a text, or a pair of texts, is cut to.
         protocol: clean, or paper for comparison with the reference.
-        datasets_path: folder of a ``DatasetDict``, read if it exists; else the hub's download is saved there.
+        datasets_path: without ``path``, folder of a ``DatasetDict`` saved by ``save_to_disk``: read if it exists,
+            else the hub's download is saved there.
         preprocessed_datasets_path: folder of the token cache; None keeps none on disk.
         train_batch_size: rows a batch of ``train_batches``.
         valid_batch_size: most rows a batch when validating.
         test_batch_size: most rows a batch when testing.
         num_proc: processes that prepare a hub download (tokenizers run on threads of their own).
         force_preprocess: ignore and rewrite the token cache.
+
     """
 
     task_name: str = "ag_news"
@@ -104,13 +106,9 @@ TASKS = {
     "ag_news": BuiltIn(("text",), ("World", "Sports", "Business", "Sci/Tech"), ("fancyzhx/ag_news",)),
     "sst2": BuiltIn(("sentence",), ("negative", "positive"), (_GLUE, "sst2"), True),
     "qnli": BuiltIn(("question", "sentence"), ("entailment", "not_entailment"), (_GLUE, "qnli"), True),
-    "mrpc": BuiltIn(
-        ("sentence1", "sentence2"), ("not_equivalent", "equivalent"), (_GLUE, "mrpc"), metric_names=_F1
-    ),
+    "mrpc": BuiltIn(("sentence1", "sentence2"), ("not_equivalent", "equivalent"), (_GLUE, "mrpc"), metric_names=_F1),
     "qqp": BuiltIn(("question1", "question2"), ("not_duplicate", "duplicate"), (_GLUE, "qqp"), True, _F1),
-    "mnli": BuiltIn(
-        ("premise", "hypothesis"), ("entailment", "neutral", "contradiction"), (_GLUE, "mnli"), True
-    ),
+    "mnli": BuiltIn(("premise", "hypothesis"), ("entailment", "neutral", "contradiction"), (_GLUE, "mnli"), True),
     "vader_movie": BuiltIn(("text",)),
     "vader_genre": BuiltIn(("text",)),
 }
@@ -132,6 +130,7 @@ class TextTask:
         sources: which rows of which official split each split holds, in words.
         fingerprint: sha256 over the texts, labels and class names of all splits, in hexadecimal.
         metric_names: the metrics the task reports.
+
     """
 
     name: str
@@ -165,6 +164,7 @@ def load_task(config: DataConfig, seed: int) -> TextTask:
     Raises:
         FileNotFoundError: nothing at ``data.path``, or a hub dataset that cannot be fetched.
         ValueError: an unknown task, a missing column, or texts, labels or splits that cannot be used.
+
     """
     from datasets import Dataset
 
@@ -253,9 +253,7 @@ def _read(config: DataConfig, text_columns: Sequence[str]) -> dict[str, _Officia
     found: Mapping[str, Dataset]
     if config.path is not None:
         where = f"data.path={config.path}"
-        found = {
-            name: Dataset(_read_file(file, text_columns)) for name, file in _files(Path(config.path)).items()
-        }
+        found = {name: Dataset(_read_file(file, text_columns)) for name, file in _files(Path(config.path)).items()}
     elif config.datasets_path is not None and Path(config.datasets_path).exists():
         where = f"data.datasets_path={config.datasets_path}"
         found = load_from_disk(config.datasets_path)
@@ -269,9 +267,7 @@ def _read(config: DataConfig, text_columns: Sequence[str]) -> dict[str, _Officia
     for name in filter(SPLIT_NAMES.__contains__, found):
         ours = SPLIT_NAMES[name]
         if ours in official:
-            raise ValueError(
-                f"{where} must hold one {ours} split, got {official[ours].name} and {name}; remove one"
-            )
+            raise ValueError(f"{where} must hold one {ours} split, got {official[ours].name} and {name}; remove one")
         if len(found[name]) == 0:
             raise ValueError(f"{where}: the {name} split must not be empty; give it rows or remove it")
         official[ours] = _OfficialSplit(name, found[name])
@@ -286,9 +282,7 @@ def _files(path: Path) -> dict[str, Path]:
     """Files by the name of the split they hold."""
     if path.is_file():
         if path.suffix not in _READERS:
-            raise ValueError(
-                f"data.path must end in one of {', '.join(_READERS)}, got {path}; convert the file"
-            )
+            raise ValueError(f"data.path must end in one of {', '.join(_READERS)}, got {path}; convert the file")
         return {"train": path}
     if not path.is_dir():
         raise FileNotFoundError(f"data.path must be a file or a folder, but there is nothing at {path}")
@@ -419,7 +413,8 @@ class _OfficialSplit:
         if indices.null_count:
             unknown = labels.filter(pc.is_null(indices))[0].as_py()
             raise ValueError(
-                f"data.label_column: label {unknown!r} of the {self.name} split is none of the labels of train, {', '.join(values[:20])}; remove its rows"
+                f"data.label_column: label {unknown!r} of the {self.name} split is none "
+                f"of the labels of train, {', '.join(values[:20])}; remove its rows"
             )
         return indices.cast(pa.int64())
 
@@ -428,9 +423,7 @@ def _is_string(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
 
-def _classes(
-    train: _OfficialSplit, label_column: str, built_in: BuiltIn | None
-) -> tuple[tuple[str, ...], list[str]]:
+def _classes(train: _OfficialSplit, label_column: str, built_in: BuiltIn | None) -> tuple[tuple[str, ...], list[str]]:
     """Class names, and the labels that stand for them written as strings, both by class index."""
     labels = train.labels(label_column)
     present = sorted(pc.unique(labels).to_pylist())
@@ -507,6 +500,7 @@ class TokenizedSplit:
         token_types: segment of every token, uint8, (tokens,); None where the model takes none.
         labels: class indices, int64, (N,).
         pad_token_id: fills ``input_ids`` behind a text.
+
     """
 
     ids: np.ndarray
@@ -532,6 +526,7 @@ class TokenizedSplit:
         Returns:
             int64 tensors on the CPU: input_ids, attention_mask and, where the model takes it, token_type_ids,
             each (B, L), and labels (B,).
+
         """
         rows = np.asarray(rows)
         lengths = self.lengths[rows]
@@ -553,9 +548,7 @@ class TokenizedSplit:
         return batch | {"labels": torch.from_numpy(self.labels[rows])}
 
 
-def tokenize(
-    task: TextTask, tokenizer: PreTrainedTokenizerBase, config: DataConfig
-) -> dict[str, TokenizedSplit]:
+def tokenize(task: TextTask, tokenizer: PreTrainedTokenizerBase, config: DataConfig) -> dict[str, TokenizedSplit]:
     """Token ids of every split, from the cache where it has them.
 
     The name of a cached file is a hash of all that decides its content (texts, tokenizer, max_length,
@@ -568,6 +561,7 @@ def tokenize(
 
     Raises:
         ValueError: ``data.max_length`` leaves no room for text or is more than the model takes.
+
     """
     least = tokenizer.num_special_tokens_to_add(pair=len(task.text_columns) == 2) + len(task.text_columns)
     if not least <= config.max_length <= tokenizer.model_max_length:
@@ -656,20 +650,19 @@ def steps_per_epoch(split: TokenizedSplit, batch_size: int) -> int:
     return max(len(split) // batch_size, 1)
 
 
-def train_batches(
-    split: TokenizedSplit, batch_size: int, seed: int, epoch: int
-) -> Iterator[dict[str, torch.Tensor]]:
+def train_batches(split: TokenizedSplit, batch_size: int, seed: int, epoch: int) -> Iterator[dict[str, torch.Tensor]]:
     """One epoch in random order, in batches of texts of similar length.
 
     All rows are shuffled and cut into pools of 50 batches; each pool is sorted by length and cut into
-    batches; the batches are shuffled. The last, incomplete batch is dropped, as the reference does; a split with fewer
-    rows than ``batch_size`` is one batch.
+    batches; the batches are shuffled. The last, incomplete batch is dropped, as the reference does; a split
+    with fewer rows than ``batch_size`` is one batch.
 
     Args:
         split: the rows.
         batch_size: B, rows a batch.
         seed: the run's seed.
         epoch: decides the order, together with ``seed``.
+
     """
     random = generator(seed, "order", epoch)
     steps = steps_per_epoch(split, batch_size)
@@ -684,9 +677,7 @@ def train_batches(
         yield split.batch(batches[index])
 
 
-def sorted_batches(
-    split: TokenizedSplit, batch_size: int
-) -> Iterator[tuple[np.ndarray, dict[str, torch.Tensor]]]:
+def sorted_batches(split: TokenizedSplit, batch_size: int) -> Iterator[tuple[np.ndarray, dict[str, torch.Tensor]]]:
     """Every row once, sorted by length, at most ``batch_size`` rows and ``batch_size * 64`` tokens a batch.
 
     The longest come first, so that a batch too large for memory shows at once.
@@ -697,6 +688,7 @@ def sorted_batches(
 
     Yields:
         Row indices (B,) and the batch.
+
     """
     order = np.argsort(-split.lengths, kind="stable")
     start = 0
@@ -720,13 +712,12 @@ def stratified_sample(labels: np.ndarray, per_class: int, generator: torch.Gener
 
     Raises:
         ValueError: a class has fewer rows.
+
     """
     drawn = []
     for label, count in enumerate(np.bincount(labels)):
         if count < per_class:
-            raise ValueError(
-                f"class {label} has {count} rows, fewer than the {per_class} to be drawn of every class"
-            )
+            raise ValueError(f"class {label} has {count} rows, fewer than the {per_class} to be drawn of every class")
         order = torch.randperm(int(count), generator=generator).numpy()[:per_class]
         drawn.append(np.flatnonzero(labels == label)[order])
     return np.stack(drawn, axis=1).reshape(-1)

@@ -88,6 +88,7 @@ class MlflowTracker:
 
     Attributes:
         run_id: MLflow's id of the run.
+
     """
 
     def __init__(self, root: Path, experiment: str, run_name: str) -> None:
@@ -110,9 +111,7 @@ class MlflowTracker:
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        self._pending += [
-            Metric(name, float(value), now, step) for name, value in metrics.items() if value is not None
-        ]
+        self._pending += [Metric(name, float(value), now, step) for name, value in metrics.items() if value is not None]
         if len(self._pending) >= MAX_METRICS or time.monotonic() - self._flushed >= FLUSH_SECONDS:
             self._flush()
 
@@ -171,6 +170,7 @@ def open_tracker(tracking: Tracking, run_dir: Path, root: Path, experiment: str,
         root: the folder of all runs, where the MLflow store lives; created if need be.
         experiment: MLflow's experiment, shared by runs that are compared.
         run_name: MLflow's name of the run, need not be unique.
+
     """
     trackers: list[Tracker] = [JsonLinesTracker(run_dir)]
     if tracking is Tracking.mlflow:
@@ -183,6 +183,7 @@ def ensure_store(root: Path) -> str:
 
     Returns:
         Its tracking URI, ``sqlite:///`` and the absolute path of ``root/mlflow.db``.
+
     """
     root = root.resolve()
     root.mkdir(parents=True, exist_ok=True)

@@ -86,15 +86,11 @@ class TrainConfig:
         if not 0 <= self.warmup_ratio <= 1:
             raise ValueError(f"train.warmup_ratio must be from 0 to 1, got {self.warmup_ratio}")
         if self.max_grad_norm is not None and not self.max_grad_norm > 0:
-            raise ValueError(
-                f"train.max_grad_norm must be above 0, or null for no clipping, got {self.max_grad_norm}"
-            )
+            raise ValueError(f"train.max_grad_norm must be above 0, or null for no clipping, got {self.max_grad_norm}")
         # A schedule that needs the metric at every step does not fit this loop.
         known = [s.value for s in SchedulerType if s is not SchedulerType.REDUCE_ON_PLATEAU]
         if self.scheduler_type not in known:
-            raise ValueError(
-                f"train.scheduler_type must be one of {', '.join(known)}, got {self.scheduler_type!r}"
-            )
+            raise ValueError(f"train.scheduler_type must be one of {', '.join(known)}, got {self.scheduler_type!r}")
         if self.fp16 and self.bf16:
             raise ValueError("train.fp16 and train.bf16 exclude each other, got both true; set one to false")
 
@@ -141,6 +137,7 @@ def fit(
 
     Raises:
         FloatingPointError: the outer loss is not finite.
+
     """
     config.check()
     epoch_steps = steps_per_epoch(train, batch_size)
@@ -220,6 +217,7 @@ def outer_step(
 
     Returns:
         Mean outer loss and accuracy of the fine-tuned learners on the batch.
+
     """
     inner_loss = distilled.inner_loss(learner, config.estimator.exact)
     inputs = {name: tensor.to(learner.device) for name, tensor in batch.items()}

@@ -1,0 +1,252 @@
+"""The command line: parses the verb, answers ``--help`` at once, and leaves the work to ``commands``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+if TYPE_CHECKING:
+    pass
+
+T = TypeVar("T")
+
+HELP = """\
+usage: textdistill VERB ...
+
+Distils a text-classification dataset into a few learned samples that fine-tune a transformer in one step.
+
+  distill  [key=value ...] [-m]                distil a dataset and score the result
+  evaluate DISTILLED_DIR [key=value ...]       score a distilled set
+  finetune DISTILLED_DIR --output DIR          write an ordinary Hugging Face model
+  show     DISTILLED_DIR                       print what a distilled set holds
+  baseline {full,random} [key=value ...]       score full data, or random real samples
+
+textdistill VERB --help tells more.
+"""
+
+_KEYS = """\
+Often used keys (textdistill distill --cfg job prints all, with their values):
+  data.task_name=NAME            ag_news sst2 qnli mrpc qqp mnli vader_movie vader_genre, or a hub id
+  data.path=PATH                 csv, tsv, json, jsonl or parquet instead of the hub;
+                                 with data.text_columns=[a] or [a,b] and data.label_column=c for your own data
+  data.protocol=clean|paper      which rows select and which are reported
+  model.model_name=NAME          any encoder, or minilm-l6
+  base.save_dir=DIR              the run folder
+  base.seed=N
+"""
+
+VERB_HELP = {
+    "distill": f"""\
+usage: textdistill distill [key=value ...] [-m]
+
+Distils a dataset and scores the result; -m sweeps over comma-separated values. A Hydra application: its flags
+(--cfg job, --multirun, ...) work.
+
+{_KEYS}
+  distilled_data.label_type=hard|soft|unrestricted
+  distilled_data.attention_label_type=none|cls|all
+  distilled_data.data_per_label=N    samples per class
+  learner_train.train_step=T         inner steps
+  train.max_steps=N                  outer steps; train.epoch=N, whichever ends first
+  evaluate.n_eval_model=N            learners in the final score
+  tracking=mlflow|none
+  experiment=reference               every default of the reference implementation
+""",
+    "evaluate": f"""\
+usage: textdistill evaluate DISTILLED_DIR [key=value ...]
+
+Scores a distilled set on the reported split and writes results.json. Task, model and protocol are those that
+the set was made for, unless given.
+
+{_KEYS}
+  evaluate.n_eval_model=N            learners in the score
+""",
+    "finetune": """\
+usage: textdistill finetune DISTILLED_DIR --output DIR [--model NAME] [--seed N]
+
+Fine-tunes a fresh learner on a distilled set and writes an ordinary Hugging Face model folder.
+
+  --output DIR   new or empty folder for weights, tokenizer and label names
+  --model NAME   encoder (default: the one that the set was made for)
+  --seed N       decides the head (default 42); learner 0 of evaluate with base.seed=N is this model
+""",
+    "show": """\
+usage: textdistill show DISTILLED_DIR
+
+Prints shapes, sizes, labels, learning rates, the strongest attention labels and the nearest vocabulary tokens.
+""",
+    "baseline": f"""\
+usage: textdistill baseline {{full,random}} [key=value ...]
+
+Scores ordinary fine-tuning on all rows (full), or random real samples through the same inner loop with the
+learning rate chosen on validation (random), on the rows that distill reports.
+
+{_KEYS}
+  evaluate.n_eval_model=N            learners in the score of random
+""",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of the ``textdistill`` command; exits with 2 where the user can put things right."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(HELP, end="")
+        return
+    verb, *rest = arguments
+    if verb not in VERB_HELP:
+        _fail(f"unknown verb {verb!r}; known verbs: {', '.join(VERB_HELP)}")
+    if {"-h", "--help"} & set(rest):
+        print(VERB_HELP[verb], end="")
+        return
+    _quiet()
+    verbs = {
+        "distill": _distill,
+        "evaluate": _evaluate,
+        "finetune": _finetune,
+        "show": _show,
+        "baseline": _baseline,
+    }
+    _guarded(verbs[verb], rest)
+
+
+def _distill(arguments: list[str]) -> None:
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+    from omegaconf import DictConfig
+
+    from textdistill import commands, config
+
+    def job(tree: DictConfig) -> float:
+        runtime = HydraConfig.get()
+        if runtime.mode is RunMode.MULTIRUN:
+            tree.base.save_dir = runtime.runtime.output_dir
+        run_config = config.to_run_config(tree)
+        hydra_dir = Path(runtime.runtime.output_dir, runtime.output_subdir or "")
+        # Inside the job: Hydra would print a traceback for an exception, and lets an exit through.
+        results = _guarded(lambda: commands.distill(run_config, hydra_dir))
+        _print_results(results, Path(run_config.base.save_dir))
+        selected: float = results.get("validation", {}).get("loss", results["metrics"]["loss"]["mean"])
+        return selected
+
+    sys.argv = ["textdistill distill", *arguments]
+    hydra.main(config_path="pkg://textdistill.conf", config_name="config", version_base="1.3")(job)()
+
+
+def _evaluate(arguments: list[str]) -> None:
+    from textdistill import commands
+    from textdistill.config import compose
+    from textdistill.distilled import DistilledDataset
+
+    if not arguments or "=" in arguments[0]:
+        raise ValueError("evaluate needs the folder of a distilled set: textdistill evaluate DISTILLED_DIR")
+    folder, *overrides = arguments
+    card = DistilledDataset.from_pretrained(folder).card
+    made_for = {"model.model_name": card.model["name"]}
+    if card.task != "unknown":
+        made_for["data.task_name"] = card.task
+    made_for |= {f"data.{key}": value for key, value in card.data.items() if key != "fingerprint"}
+    defaults = [f"{key}={_quoted(value)}" for key, value in made_for.items()]
+    config = compose(*defaults, "base.method=evaluate", *overrides)
+    _print_results(commands.evaluate(folder, config), Path(config.base.save_dir))
+
+
+def _baseline(arguments: list[str]) -> None:
+    from textdistill import commands
+    from textdistill.config import compose
+
+    if not arguments or arguments[0] not in ("full", "random"):
+        raise ValueError("baseline needs its kind: textdistill baseline {full,random} [key=value ...]")
+    kind, *overrides = arguments
+    config = compose(f"base.method=baseline_{kind}", *overrides)
+    results = commands.baseline("full" if kind == "full" else "random", config)
+    _print_results(results, Path(config.base.save_dir))
+
+
+def _finetune(arguments: list[str]) -> None:
+    from textdistill import commands
+
+    parser = argparse.ArgumentParser("textdistill finetune", add_help=False)
+    parser.add_argument("distilled_dir")
+    parser.add_argument("--output", required=True)
+    parser.add_argument("--model")
+    parser.add_argument("--seed", type=int, default=42)
+    given = parser.parse_args(arguments)
+    done = commands.finetune(given.distilled_dir, given.output, given.model, given.seed)
+    print(f"fine-tuned {done['model']} in {done['seconds']:.2f} s; the model is in {done['output']}")
+
+
+def _show(arguments: list[str]) -> None:
+    from textdistill import commands
+
+    if len(arguments) != 1:
+        raise ValueError("show needs one folder: textdistill show DISTILLED_DIR")
+    found = commands.show(arguments[0])
+    card, names = found["card"], found["card"]["class_names"]
+    print(f"{card['task']}, made for {card['model']['name']} ({card['model']['revision']})")
+    for name, shape in found["shapes"].items():
+        print(f"  {name:18} {tuple(shape)!s:24} {found['bytes'][name] / 1024:10.1f} KiB")
+    print("learning rates: " + ", ".join(f"{lr:.4g}" for lr in found["lr"]))
+    for i, labels in enumerate(found["labels"]):
+        print(f"\nsample {i}")
+        print("  labels: " + ", ".join(f"{n} {value:.3f}" for n, value in zip(names, labels, strict=True)))
+        for peak in found["attention"][i] if found["attention"] else []:
+            print("  attention: layer {layer} head {head} row {row} -> key {key} {probability:.3f}".format(**peak))
+        if found["tokens"]:
+            print("  nearest tokens: " + " ".join(near[0]["token"] for near in found["tokens"][i]))
+
+
+def _print_results(results: dict[str, Any], folder: Path) -> None:
+    rows = results["splits"]["test"]
+    print(f"{results['task']}, {results['model']['name']}, protocol {results['protocol']},", end=" ")
+    print(f"{rows['rows']} rows ({rows['source']}), seed {results['seed']}")
+    for name, metric in results["metrics"].items():
+        spread = "" if metric["std"] is None else f" ± {metric['std']:.4f}"
+        print(f"  {name:10} {metric['mean']:.4f}{spread} (n={metric['n']} learners)")
+    print(f"results: {folder / 'results.json'}")
+    if (folder / "distilled").exists():
+        print(f"distilled set: {folder / 'distilled'}")
+
+
+def _guarded(work: Callable[..., T], *arguments: Any) -> T:
+    """Runs ``work``; what a user can put right ends in one line and exit status 2."""
+    try:
+        return work(*arguments)
+    # OSError: transformers and datasets raise it for a model or dataset that they cannot find.
+    except (ValueError, OSError, FloatingPointError) as error:
+        logging.getLogger(__name__).debug("traceback", exc_info=error)
+        _fail(str(error))
+    except KeyboardInterrupt:
+        print("textdistill: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def _quoted(value: Any) -> str:
+    """A value as Hydra's override grammar takes it."""
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+        return f"'{escaped}'"
+    if isinstance(value, list):
+        return f"[{','.join(_quoted(item) for item in value)}]"
+    return "null" if value is None else str(value)
+
+
+def _quiet() -> None:
+    """Our log at INFO; of the libraries' logs, what needs attention."""
+    import transformers
+
+    logging.basicConfig(level=logging.INFO, format="[%(asctime)s][%(name)s] %(message)s")
+    for name in ("httpx", "datasets", "alembic", "mlflow"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"textdistill: error: {message}", file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,385 @@
+"""What each verb of the command line does, as functions."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from omegaconf import OmegaConf
+
+from textdistill.baselines import full_data, random_samples
+from textdistill.config import RunConfig
+from textdistill.distilled import Card, DistilledDataset, describe
+from textdistill.evaluation import Score, score, trained_on
+from textdistill.learner import Learner, ModelConfig
+from textdistill.task import TextTask, TokenizedSplit, load_task, tokenize
+from textdistill.tracking import Tracker, open_tracker
+from textdistill.trainer import fit
+
+logger = logging.getLogger(__name__)
+
+Results = dict[str, Any]
+
+
+def distill(config: RunConfig, hydra_dir: Path | None = None) -> Results:
+    """Distils ``config.data`` and scores the result on the reported split.
+
+    The run folder ``config.base.save_dir`` receives ``config.yaml``, ``metrics.jsonl``, ``run.log``,
+    ``checkpoints/``, ``distilled/`` (the best set) and ``results.json``.
+
+    Args:
+        config: see there.
+        hydra_dir: the composed Hydra files, recorded by the tracker.
+
+    Returns:
+        What ``results.json`` holds.
+
+    Raises:
+        ValueError: the configuration or the data cannot work; nothing has been written then.
+        FileNotFoundError: a file of the data or model is missing.
+        FloatingPointError: training diverged.
+
+    """
+    bench = _Bench(config)
+    distilled = _initial(config, bench)
+    run_dir = Path(config.base.save_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(OmegaConf.structured(config), run_dir / "config.yaml")
+    logger.info("run folder: %s", run_dir)
+    started = time.monotonic()
+    with ExitStack() as stack:
+        log = stack.enter_context(_log_file(run_dir / "run.log"))
+        tracker = open_tracker(
+            config.tracking,
+            run_dir,
+            Path(config.base.save_dir_root),
+            config.base.experiment_name,
+            config.base.run_name,
+        )
+        stack.push(lambda kind, *_: tracker.close(failed=kind is not None))
+        tracker.log_params(asdict(config))
+        training: dict[str, Any] = {"outer_steps": 0}
+        if not config.train.skip_train:
+            training = _train(config, bench, distilled, tracker)
+        scores = _score(config, bench, distilled)
+        results = bench.results(scores) | training | {"seconds": time.monotonic() - started}
+        distilled.save_pretrained(
+            run_dir / "distilled",
+            seed=config.base.seed,
+            versions=results["versions"],
+            scores={name: s.to_dict() for name, s in scores.items()},
+            **training,
+        )
+        averages = {f"avg.{name}": s.mean for name, s in scores.items()}
+        deviations = {f"std.{name}": s.std for name, s in scores.items()}
+        tracker.log_metrics({**averages, **deviations}, training["outer_steps"])
+        write_results(run_dir / "results.json", results)
+        log.flush()
+        checkpoints = Path(config.train.save_ckpt_dir)
+        for path in (hydra_dir, checkpoints / "best", checkpoints / "last", run_dir / "run.log"):
+            if path is not None and path.exists():
+                tracker.log_artifact(path)
+        tracker.log_artifact(run_dir / "results.json")
+    return results
+
+
+def evaluate(distilled_dir: str | Path, config: RunConfig) -> Results:
+    """Scores a saved set on the reported split of ``config.data`` and writes ``results.json`` to the run folder.
+
+    Raises:
+        ValueError: the set does not fit the data or the model.
+
+    """
+    config.check()
+    distilled = DistilledDataset.from_pretrained(distilled_dir)
+    bench = _Bench(config)
+    _check_classes(distilled, bench)
+    distilled.to(bench.learner.device)
+    started = time.monotonic()
+    results = bench.results(_score(config, bench, distilled))
+    results |= {"distilled": str(distilled_dir), "seconds": time.monotonic() - started}
+    write_results(Path(config.base.save_dir) / "results.json", results)
+    return results
+
+
+def baseline(kind: Literal["full", "random"], config: RunConfig) -> Results:
+    """Scores a baseline on the reported split and writes ``results.json`` to the run folder.
+
+    Args:
+        kind: ``full`` fine-tunes one learner on all training rows; ``random`` trains learners on random real
+            samples, as many as the distilled set of ``config`` would have, through the same inner loop.
+        config: see there.
+
+    """
+    if kind not in ("full", "random"):
+        raise ValueError(f"unknown baseline {kind!r}; known baselines: full, random")
+    bench = _Bench(config)
+    data, seed = config.data, config.base.seed
+    started = time.monotonic()
+    extra: dict[str, Any] = {"baseline": kind}
+    if kind == "full":
+        count = 1
+        train = full_data(bench.learner, bench.splits, data.train_batch_size, data.valid_batch_size, seed)
+    else:
+        count = config.evaluate.n_eval_model
+        train, extra["lr"] = random_samples(
+            bench.learner,
+            bench.splits,
+            config.distilled_data,
+            config.learner_train,
+            data.valid_batch_size,
+            seed,
+        )
+    scores = score(
+        train, bench.learner, bench.splits["test"], bench.task.metric_names, count, data.test_batch_size,
+        fp16=config.evaluate.fp16, bf16=config.evaluate.bf16, description=f"evaluate {kind}",
+    )  # fmt: skip
+    results = bench.results(scores) | extra | {"seconds": time.monotonic() - started}
+    write_results(Path(config.base.save_dir) / "results.json", results)
+    return results
+
+
+def finetune(distilled_dir: str | Path, output: str | Path, model: str | None = None, seed: int = 42) -> dict[str, Any]:
+    """Fine-tunes a fresh learner on a saved set and writes an ordinary Hugging Face model folder.
+
+    The model is learner 0 of ``evaluate`` with ``base.seed=seed``.
+
+    Args:
+        distilled_dir: folder or hub id of the set.
+        output: the folder to write: weights, tokenizer, label names.
+        model: encoder; None for the one the set was made for.
+        seed: decides the head.
+
+    Returns:
+        The output folder, the model's name and the seconds the fine-tuning took.
+
+    """
+    distilled = DistilledDataset.from_pretrained(distilled_dir)
+    output = Path(output)
+    if output.exists() and any(output.iterdir()):
+        raise ValueError(f"--output must be a new or empty folder, got {output}; choose another or empty it")
+    name = model or str(distilled.card.model["name"])
+    learner = Learner(ModelConfig(distilled.card.task, name), distilled.card.class_names)
+    learner.to(Accelerator().device)
+    started = time.monotonic()
+    tuned = distilled.finetune(learner, seed)
+    seconds = time.monotonic() - started
+    # Texts are cut where distillation and evaluation cut them.
+    learner.tokenizer.model_max_length = distilled.card.data.get("max_length", learner.max_positions)
+    tuned.save_pretrained(output)
+    learner.tokenizer.save_pretrained(output)
+    return {"output": str(output), "model": name, "seconds": seconds}
+
+
+def show(distilled_dir: str | Path, nearest: int = 3, positions: int = 8) -> dict[str, Any]:
+    """What a saved set holds, as data.
+
+    Args:
+        distilled_dir: folder or hub id of the set.
+        nearest: vocabulary tokens listed for a position.
+        positions: positions listed for a sample.
+
+    Returns:
+        ``shapes``, ``bytes`` (by tensor), ``card``, ``labels`` (N, C), ``lr`` (T,); ``attention``: for each
+        sample the layers and heads whose label is most concentrated; ``tokens``: for each sample and position
+        the nearest word embeddings by cosine, an aid to the eye and not a reading. ``tokens`` is None where
+        the model cannot be loaded.
+
+    """
+    distilled = DistilledDataset.from_pretrained(distilled_dir)
+    card = distilled.card
+    found: dict[str, Any] = {
+        "card": {"task": card.task, "class_names": list(card.class_names), "model": dict(card.model)},
+        "config": asdict(distilled.config) | asdict(distilled.train_config),
+        "shapes": {name: list(tensor.shape) for name, tensor in distilled.raw.items()},
+        "bytes": {name: tensor.numel() * tensor.element_size() for name, tensor in distilled.raw.items()},
+        "labels": distilled.labels.tolist(),
+        "lr": distilled.lr.tolist(),
+        "attention": None,
+        "tokens": None,
+    }
+    if distilled.attention_labels is not None:
+        found["attention"] = [_strongest(rows, nearest) for rows in distilled.attention_labels.detach()]
+    try:
+        learner = Learner(ModelConfig(card.task, str(card.model["name"])), card.class_names)
+    except OSError as error:
+        logger.warning("no nearest tokens: %s cannot be loaded (%s)", card.model["name"], error)
+        return found
+    distilled.check(learner)
+    vocabulary = torch.nn.functional.normalize(learner.embed(torch.arange(len(learner.tokenizer))), dim=-1)
+    embeds = torch.nn.functional.normalize(distilled.raw["inputs_embeds"].detach()[:, :positions], dim=-1)
+    similarity, ids = (embeds @ vocabulary.T).topk(nearest, dim=-1)
+    found["tokens"] = [
+        [
+            [
+                {"token": learner.tokenizer.convert_ids_to_tokens(i), "cosine": s}
+                for i, s in zip(at_ids, at_similarity, strict=True)
+            ]
+            for at_ids, at_similarity in zip(sample_ids, sample_similarity, strict=True)
+        ]
+        for sample_ids, sample_similarity in zip(ids.tolist(), similarity.tolist(), strict=True)
+    ]
+    return found
+
+
+@dataclass
+class _Bench:
+    """The data and the learner of a configuration."""
+
+    config: RunConfig
+
+    def __post_init__(self) -> None:
+        config = self.config
+        config.check()
+        self.task: TextTask = load_task(config.data, config.base.seed)
+        self.learner = Learner(config.model, self.task.class_names)
+        self.splits: dict[str, TokenizedSplit] = tokenize(self.task, self.learner.tokenizer, config.data)
+        self.learner.to(Accelerator().device)
+
+    @property
+    def card(self) -> Card:
+        data = {
+            "text_columns": list(self.task.text_columns),
+            "label_column": self.config.data.label_column,
+            "protocol": str(self.task.protocol),
+            "max_length": self.config.data.max_length,
+            "fingerprint": self.task.fingerprint,
+        }
+        return Card(self.task.name, self.task.class_names, describe(self.learner), data)
+
+    def results(self, scores: Mapping[str, Score]) -> Results:
+        """What every score is reported with."""
+        return {
+            "task": self.task.name,
+            "model": {"name": self.learner.name, "revision": self.learner.revision},
+            "protocol": str(self.task.protocol),
+            "splits": {
+                name: {"source": self.task.sources[name], "rows": len(split)} for name, split in self.splits.items()
+            },
+            "seed": self.config.base.seed,
+            "metrics": {name: s.to_dict() for name, s in scores.items()},
+            "versions": {name: version(name) for name in ("textdistill", "torch", "transformers", "datasets")},
+        }
+
+
+def _initial(config: RunConfig, bench: _Bench) -> DistilledDataset:
+    """A new set, or the saved one of ``distilled_data.pretrained_data_path``, whose own shape then counts."""
+    path = config.distilled_data.pretrained_data_path
+    if path is None:
+        return DistilledDataset.create(
+            config.distilled_data,
+            config.learner_train,
+            bench.card,
+            bench.learner,
+            bench.splits["train"],
+            config.base.seed,
+        )
+    loaded = DistilledDataset.from_pretrained(path)
+    _check_classes(loaded, bench)
+    given, has = asdict(config.distilled_data), asdict(loaded.config)
+    differ = [key for key in given if key != "pretrained_data_path" and given[key] != has[key]]
+    if differ:
+        logger.warning("distilled_data.{%s} have no effect: the set of pretrained_data_path counts", ",".join(differ))
+    if loaded.train_config.train_step != config.learner_train.train_step:
+        raise ValueError(
+            f"learner_train.train_step must be {loaded.train_config.train_step}, that of the set in"
+            f" distilled_data.pretrained_data_path, got {config.learner_train.train_step}"
+        )
+    kept = replace(loaded.config, pretrained_data_path=path)
+    return DistilledDataset(loaded.raw, kept, loaded.train_config, bench.card).to(bench.learner.device)
+
+
+def _check_classes(distilled: DistilledDataset, bench: _Bench) -> None:
+    distilled.check(bench.learner)
+    names, expected = distilled.card.class_names, bench.task.class_names
+    # A set in the reference's format does not know its classes.
+    if distilled.card.task != "unknown" and names != expected:
+        raise ValueError(
+            f"the distilled set has classes {list(names)} (task {distilled.card.task!r}), but the data have"
+            f" {list(expected)} in this order; use the data it was made from"
+        )
+
+
+def _train(config: RunConfig, bench: _Bench, distilled: DistilledDataset, tracker: Tracker) -> dict[str, Any]:
+    def validate(candidate: DistilledDataset) -> dict[str, float]:
+        scores = score(
+            trained_on(candidate, bench.learner, config.base.seed, "validation"),
+            bench.learner, bench.splits["validation"], bench.task.metric_names,
+            config.train.n_eval_model, config.data.valid_batch_size,
+            fp16=config.train.fp16, bf16=config.train.bf16, description="validate",
+        )  # fmt: skip
+        return {name: s.mean for name, s in scores.items()}
+
+    result = fit(
+        distilled,
+        bench.learner,
+        bench.splits["train"],
+        config.data.train_batch_size,
+        validate,
+        tracker,
+        config.train,
+        config.base.seed,
+    )
+    return {
+        "outer_steps": result.outer_steps,
+        "best_step": result.best_step,
+        "validation": dict(result.validation),
+        "training_seconds": result.seconds,
+    }
+
+
+def _score(config: RunConfig, bench: _Bench, distilled: DistilledDataset) -> dict[str, Score]:
+    return score(
+        trained_on(distilled, bench.learner, config.base.seed, "evaluation"),
+        bench.learner, bench.splits["test"], bench.task.metric_names,
+        config.evaluate.n_eval_model, config.data.test_batch_size,
+        fp16=config.evaluate.fp16, bf16=config.evaluate.bf16,
+    )  # fmt: skip
+
+
+def _strongest(rows: torch.Tensor, count: int) -> list[dict[str, Any]]:
+    """The (layer, head) pairs of one sample whose attention label has the largest single probability."""
+    peak, position = rows.max(dim=-1)  # (Y, H, Q)
+    values, flat = peak.flatten().topk(min(count, peak.numel()))
+    heads, queries = peak.shape[1:]
+    return [
+        {
+            "layer": i // (heads * queries),
+            "head": i // queries % heads,
+            "row": i % queries,
+            "key": int(position.flatten()[i]),
+            "probability": value,
+        }
+        for value, i in zip(values.tolist(), flat.tolist(), strict=True)
+    ]
+
+
+def write_results(path: Path, results: Results) -> None:
+    """Writes JSON, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".part")
+    partial.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, path)
+
+
+@contextmanager
+def _log_file(path: Path) -> Iterator[logging.Handler]:
+    """Copies the log to a file for the length of a block."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] %(message)s"))
+    logging.getLogger().addHandler(handler)
+    try:
+        yield handler
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()

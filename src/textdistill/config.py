@@ -1,0 +1,123 @@
+"""The configuration of a run: the owners' configs in one, registered with Hydra and checked at the door."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_module
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+
+from textdistill.attention import AttentionLabelType
+from textdistill.distilled import DistilledDataConfig, LabelType, LearnerTrainConfig
+from textdistill.evaluation import EvaluateConfig
+from textdistill.learner import ModelConfig
+from textdistill.task import DataConfig
+from textdistill.tracking import Tracking, ensure_store
+from textdistill.trainer import TrainConfig
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class BaseConfig:
+    """Names and folders: ``base.*``; ``save_dir`` is the run folder."""
+
+    experiment_name: str = ""
+    method: str = ""
+    run_name: str = ""
+    save_dir_root: str = ""
+    save_method_dir: str = ""
+    save_dir: str = ""
+    data_dir_root: str = ""
+    seed: int = 42
+
+
+@dataclass
+class RunConfig:
+    """Everything a run depends on. The groups are those of the reference implementation."""
+
+    base: BaseConfig = field(default_factory=BaseConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    distilled_data: DistilledDataConfig = field(default_factory=DistilledDataConfig)
+    learner_train: LearnerTrainConfig = field(default_factory=LearnerTrainConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    tracking: Tracking = Tracking.mlflow
+
+    def check(self) -> None:
+        """Raises ValueError for contradictions; warns of settings without effect."""
+        self.distilled_data.check()
+        self.learner_train.check(self.distilled_data)
+        self.train.check()
+        self.evaluate.check()
+        for group in (self.model, self.evaluate):
+            if group.task_name != self.data.task_name:
+                name = "model" if group is self.model else "evaluate"
+                raise ValueError(
+                    f"{name}.task_name must be data.task_name={self.data.task_name}, got {group.task_name};"
+                    " leave it out, it follows data.task_name"
+                )
+        if self.train.inner_loop != self.learner_train.train_step:
+            raise ValueError(
+                f"train.inner_loop must be learner_train.train_step={self.learner_train.train_step}, got"
+                f" {self.train.inner_loop}; set learner_train.train_step alone, train.inner_loop follows it"
+            )
+        for setting, reason in self._without_effect():
+            logger.warning("%s has no effect: %s", setting, reason)
+
+    def _without_effect(self) -> list[tuple[str, str]]:
+        distilled, train = self.distilled_data, self.train
+        found = []
+        if distilled.lr_linear_decay and distilled.lr_for_step:
+            found.append(("distilled_data.lr_linear_decay=true", "distilled_data.lr_for_step=true"))
+        if distilled.attention_label_type is AttentionLabelType.none and train.lr_attention_labels is not None:
+            found.append(("train.lr_attention_labels", "distilled_data.attention_label_type=none"))
+        if distilled.label_type is LabelType.hard and train.lr_labels not in (None, train.lr_inputs_embeds):
+            found.append(("train.lr_labels", "distilled_data.label_type=hard"))
+        return found
+
+
+class CreateStore(Callback):
+    """Hydra's hook before a sweep: the MLflow store is there before parallel jobs start."""
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """Creates the store if the sweep tracks with MLflow."""
+        if config.tracking == Tracking.mlflow:
+            ensure_store(Path(config.base.save_dir_root))
+
+
+def compose(*overrides: str) -> RunConfig:
+    """The configuration that ``textdistill distill`` would run with these overrides.
+
+    Args:
+        *overrides: as on the command line: ``"data.task_name=sst2"``, ``"experiment=reference"``.
+
+    Raises:
+        ValueError: an override names no key, or a value does not fit.
+
+    """
+    try:
+        with initialize_config_module("textdistill.conf", version_base="1.3"):
+            return to_run_config(hydra_compose("config", overrides=list(overrides)))
+    except HydraException as error:
+        raise ValueError(f"cannot compose the configuration: {error}") from error
+
+
+def to_run_config(config: DictConfig) -> RunConfig:
+    """Hydra's tree as typed objects, interpolations resolved."""
+    run_config = OmegaConf.to_object(config)
+    assert isinstance(run_config, RunConfig)
+    return run_config
+
+
+ConfigStore.instance().store(name="run_config", node=RunConfig)
+# A model or task may be a path or a hub id; folders are named after its last part.
+OmegaConf.register_new_resolver("basename", lambda name: Path(str(name)).name, replace=True)

@@ -1,0 +1,133 @@
+"""A tiny BERT with a tokenizer, and a toy text-classification dataset, made on the spot."""
+
+from __future__ import annotations
+
+import csv
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+# Before torch and transformers are imported.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModel, BertConfig, BertTokenizerFast, PreTrainedConfig, PreTrainedTokenizerBase
+
+from textdistill.learner import Learner, ModelConfig
+from textdistill.task import TokenizedSplit
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+CLASS_WORDS = {
+    "a": ["cat", "dog", "horse", "sheep", "goat", "fox", "hare", "mouse"],
+    "b": ["bread", "cheese", "apple", "soup", "rice", "cake", "salt", "honey"],
+    "c": ["train", "ship", "bicycle", "truck", "plane", "tram", "wagon", "canoe"],
+}
+FILLERS = """the a one this that old new big small good bad near far red blue here there we saw had was and of
+with my your very some every two three""".split()
+VOCABULARY = SPECIAL + [word for words in CLASS_WORDS.values() for word in words] + FILLERS
+CLASS_NAMES = tuple(CLASS_WORDS)
+
+SaveModel = Callable[[PreTrainedConfig, Path], Path]
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerBase:
+    return BertTokenizerFast(vocab={token: i for i, token in enumerate(VOCABULARY)})
+
+
+@pytest.fixture(scope="session")
+def save_model(tokenizer: PreTrainedTokenizerBase) -> SaveModel:
+    """Writes an encoder of a configuration, with random weights that no initialisation would draw."""
+
+    def save(config: PreTrainedConfig, folder: Path, **kwargs: bool) -> Path:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(0)
+            model = AutoModel.from_config(config, **kwargs)
+            for parameter in model.parameters():
+                parameter += 0.1 * torch.randn(parameter.shape)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return folder
+
+    return save
+
+
+def tiny_bert_config() -> BertConfig:
+    return BertConfig(
+        vocab_size=len(VOCABULARY),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=32,
+        max_position_embeddings=64,
+        initializer_range=0.2,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_bert(save_model: SaveModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a BERT with 2 layers, width 16 and 4 heads, and its tokenizer."""
+    return save_model(tiny_bert_config(), tmp_path_factory.mktemp("models") / "tiny-bert")
+
+
+@pytest.fixture(scope="session")
+def tiny_learner(tiny_bert: Path) -> Learner:
+    """A learner of 3 classes in float64."""
+    return Learner(ModelConfig(model_name=str(tiny_bert)), CLASS_NAMES).to(dtype=torch.float64)
+
+
+@pytest.fixture(scope="session")
+def tiny_learner32(tiny_bert: Path) -> Learner:
+    """The same in float32."""
+    return Learner(ModelConfig(model_name=str(tiny_bert)), CLASS_NAMES)
+
+
+@pytest.fixture(scope="session")
+def dropout_learner(tiny_bert: Path) -> Learner:
+    """The learner in float64 with dropout enabled."""
+    config = ModelConfig(model_name=str(tiny_bert), disable_dropout=False)
+    return Learner(config, CLASS_NAMES).to(dtype=torch.float64)
+
+
+def toy_rows(per_class: int, seed: int) -> list[tuple[str, str]]:
+    """(text, label) rows, shuffled; two or three words of a text tell its class, the others nothing."""
+    draw = random.Random(seed)
+    rows = []
+    for label, words in CLASS_WORDS.items():
+        for _ in range(per_class):
+            text = draw.choices(words, k=draw.randint(2, 3)) + draw.choices(FILLERS, k=draw.randint(2, 6))
+            draw.shuffle(text)
+            rows.append((" ".join(text), label))
+    draw.shuffle(rows)
+    return rows
+
+
+@pytest.fixture(scope="session")
+def toy_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with train.csv (240 rows) and test.csv (60 rows), columns text and label, classes a, b, c."""
+    folder = tmp_path_factory.mktemp("toy-data")
+    for name, per_class, seed in (("train", 80, 0), ("test", 20, 1)):
+        with (folder / f"{name}.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["text", "label"])
+            writer.writerows(toy_rows(per_class, seed))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def toy_split(tokenizer: PreTrainedTokenizerBase) -> TokenizedSplit:
+    """30 tokenised rows of the toy task."""
+    texts, labels = zip(*toy_rows(10, seed=2), strict=True)
+    ids = [np.array(row, dtype=np.int32) for row in tokenizer(list(texts))["input_ids"]]
+    return TokenizedSplit(
+        ids=np.concatenate(ids),
+        offsets=np.cumsum([0, *map(len, ids)]),
+        token_types=None,
+        labels=np.array([CLASS_NAMES.index(label) for label in labels]),
+        pad_token_id=0,
+    )

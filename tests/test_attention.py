@@ -1,0 +1,128 @@
+"""The attention kernel against loops, its two ways against each other, and what recording keeps."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pytest
+import reference
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel
+
+from conftest import tiny_bert_config
+from textdistill.attention import AttentionLabelType, Recording, attention_kernel, recording
+
+TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-12}
+B, H, L, WIDTH = 2, 3, 7, 4
+
+
+class Heads(NamedTuple):
+    query: Tensor
+    key: Tensor
+    value: Tensor
+
+
+def heads(dtype: torch.dtype = torch.float64) -> Heads:
+    generator = torch.Generator().manual_seed(0)
+    return Heads(*torch.randn(3, B, H, L, WIDTH, generator=generator, dtype=torch.float64).to(dtype).unbind())
+
+
+def mask(kind: str) -> Tensor | None:
+    """No mask; one that hides padding; one that lets a position see its neighbours only."""
+    if kind == "none":
+        return None
+    if kind == "padding":
+        return (torch.arange(L) < torch.tensor([[L], [4]]))[:, None, None].expand(B, 1, L, L)
+    return ((torch.arange(L)[:, None] - torch.arange(L)).abs() <= 2).expand(B, 1, L, L)
+
+
+def run(
+    inputs: Heads, hidden: Tensor | None, label_type: AttentionLabelType, exact: bool, **kwargs: float
+) -> tuple[Tensor, Recording]:
+    with recording(label_type, exact) as record:
+        output, weights = attention_kernel(nn.Module(), *inputs, hidden, **kwargs)
+    assert weights is None
+    return output, record
+
+
+@pytest.mark.parametrize("kind", ["none", "padding", "window"])
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("label_type", list(AttentionLabelType))
+def test_kernel_is_the_reference(kind: str, exact: bool, label_type: AttentionLabelType) -> None:
+    expected_output, expected_rows = reference.attention(*heads(), mask(kind), WIDTH**-0.5)
+    for dtype, tolerance in TOLERANCE.items():
+        output, record = run(heads(dtype), mask(kind), label_type, exact)
+        torch.testing.assert_close(output.double(), expected_output, rtol=0, atol=tolerance)
+        if label_type is AttentionLabelType.none:
+            assert not record.rows
+        else:
+            (rows,) = record.rows
+            expected = expected_rows[:, :, : label_type.rows(L)]
+            torch.testing.assert_close(rows.double(), expected, rtol=0, atol=tolerance)
+
+
+def test_scaling_is_used() -> None:
+    expected, expected_rows = reference.attention(*heads(), None, 0.2)
+    for exact in (False, True):
+        output, record = run(heads(), None, AttentionLabelType.cls, exact, scaling=0.2)
+        torch.testing.assert_close(output, expected, rtol=0, atol=1e-12)
+        torch.testing.assert_close(record.rows[0], expected_rows[:, :, :1], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("label_type", list(AttentionLabelType))
+def test_fused_and_exact_have_the_same_gradient(label_type: AttentionLabelType) -> None:
+    gradients = []
+    for exact in (False, True):
+        inputs = Heads(*(tensor.requires_grad_() for tensor in heads()))
+        output, record = run(inputs, mask("padding"), label_type, exact)
+        loss = output.square().sum() + sum(rows.log1p().sum() for rows in record.rows)
+        gradients.append(torch.autograd.grad(loss, inputs))
+    for fused, plain in zip(*gradients, strict=True):
+        torch.testing.assert_close(fused, plain, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("label_type", list(AttentionLabelType))
+def test_rows_are_taken_before_dropout(label_type: AttentionLabelType) -> None:
+    if label_type is AttentionLabelType.none:
+        return
+    for exact in (False, True):
+        kept, dropped = (run(heads(), None, label_type, exact, dropout=p) for p in (0.0, 0.5))
+        assert torch.equal(kept[1].rows[0], dropped[1].rows[0])
+        assert not torch.allclose(kept[0], dropped[0])
+
+
+def test_blocks_nest_and_end_with_an_exception() -> None:
+    with recording(AttentionLabelType.cls, exact=False) as outer:
+        with (
+            pytest.raises(RuntimeError, match="inside"),
+            recording(AttentionLabelType.all, exact=False) as inner,
+        ):
+            attention_kernel(nn.Module(), *heads(), None)
+            raise RuntimeError("inside")
+        attention_kernel(nn.Module(), *heads(), None)
+    attention_kernel(nn.Module(), *heads(), None)
+    assert (inner.calls, outer.calls) == (1, 1)
+    assert [rows.size(2) for rows in inner.rows + outer.rows] == [L, 1]
+
+
+def test_only_exact_attention_has_second_derivatives() -> None:
+    """The trap behind ``exact``: fused attention differentiates once, then raises."""
+
+    def second_derivative(exact: bool) -> Tensor:
+        inputs = Heads(*(tensor.requires_grad_() for tensor in heads()))
+        output, _ = run(inputs, None, AttentionLabelType.cls, exact)
+        (first,) = torch.autograd.grad(output.square().sum(), inputs.query, create_graph=True)
+        (second,) = torch.autograd.grad(first.square().sum(), inputs.key)
+        return second
+
+    assert second_derivative(exact=True).abs().max() > 0
+    with pytest.raises(RuntimeError, match="not implemented"):
+        second_derivative(exact=False)
+
+
+def test_transformers_fused_attention_returns_no_rows() -> None:
+    """The trap behind the kernel: ``output_attentions`` under sdpa gives nothing, and no error."""
+    model = AutoModel.from_config(tiny_bert_config(), attn_implementation="sdpa")
+    outputs = model(inputs_embeds=torch.zeros(1, L, 16), output_attentions=True)
+    assert not [rows for rows in outputs.attentions or () if rows is not None]
