@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 import os
 import signal
@@ -284,7 +283,8 @@ assert is_telemetry_disabled()
 def test_two_jobs_start_at_once_on_a_fresh_root(tmp_path: Path) -> None:
     """Both create the store and the experiment; nothing is lost, and neither says a word."""
     names = ["first", "second"]
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
+    # Bare, since MLflow turns its telemetry off by itself under pytest and in CI.
+    environment = {key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ}
     jobs = [
         subprocess.Popen(
             [sys.executable, "-c", JOB, str(tmp_path), name],
@@ -308,8 +308,3 @@ def test_two_jobs_start_at_once_on_a_fresh_root(tmp_path: Path) -> None:
     runs = client.search_runs([experiment.experiment_id])
     assert sorted(run.info.run_name for run in runs) == names
     assert [run.data.metrics for run in runs] == [{"loss": 1.0}] * 2
-
-
-def test_mlflow_logging_is_quiet(root: Path) -> None:
-    ensure_store(root)
-    assert logging.getLogger("alembic").level == logging.WARNING

