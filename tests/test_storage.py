@@ -470,6 +470,15 @@ def test_load_reference(tmp_path: Path, attention: str, lr_for_step: bool) -> No
         assert torch.equal(tensor, expected[name])
 
 
+def test_loaded_reference_does_not_follow_the_file(tmp_path: Path) -> None:
+    expected, _ = reference_set(tmp_path / "ref")
+    tensors, _ = load_reference(tmp_path / "ref")
+    path = tmp_path / "ref" / "data_dict"
+    with path.open("r+b") as file:
+        file.write(b"\0" * path.stat().st_size)
+    assert torch.equal(tensors["inputs_embeds"], expected["inputs_embeds"])
+
+
 def test_our_folder_is_not_the_references(folder: Path, tmp_path: Path) -> None:
     assert not is_reference_folder(folder)
     assert not is_reference_folder(tmp_path / "absent")

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
-
-if TYPE_CHECKING:
-    pass
+from typing import Any, NoReturn, TypeVar
 
 T = TypeVar("T")
 
@@ -229,7 +227,8 @@ def _guarded(work: Callable[..., T], *arguments: Any) -> T:
 def _quoted(value: Any) -> str:
     """A value as Hydra's override grammar takes it."""
     if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+        # A backslash is special before a quote only.
+        escaped = re.sub(r"(\\*)('|\Z)", lambda m: 2 * m[1] + ("\\'" if m[2] else ""), value)
         return f"'{escaped}'"
     if isinstance(value, list):
         return f"[{','.join(_quoted(item) for item in value)}]"
@@ -248,5 +247,6 @@ def _quiet() -> None:
 
 
 def _fail(message: str) -> NoReturn:
-    print(f"textdistill: error: {message}", file=sys.stderr)
+    # The messages of libraries run over several lines.
+    print(f"textdistill: error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -100,7 +101,6 @@ def evaluate(distilled_dir: str | Path, config: RunConfig) -> Results:
         ValueError: the set does not fit the data or the model.
 
     """
-    config.check()
     distilled = DistilledDataset.from_pretrained(distilled_dir)
     bench = _Bench(config)
     _check_classes(distilled, bench)
@@ -232,17 +232,19 @@ def show(distilled_dir: str | Path, nearest: int = 3, positions: int = 8) -> dic
     return found
 
 
-@dataclass
 class _Bench:
     """The data and the learner of a configuration."""
 
-    config: RunConfig
-
-    def __post_init__(self) -> None:
-        config = self.config
+    def __init__(self, config: RunConfig) -> None:
         config.check()
+        self.config = config
         self.task: TextTask = load_task(config.data, config.base.seed)
         self.learner = Learner(config.model, self.task.class_names)
+        if config.data.max_length > self.learner.max_positions:
+            raise ValueError(
+                f"data.max_length must be at most the {self.learner.max_positions} positions of"
+                f" model.model_name={self.learner.name}, got {config.data.max_length}"
+            )
         self.splits: dict[str, TokenizedSplit] = tokenize(self.task, self.learner.tokenizer, config.data)
         self.learner.to(Accelerator().device)
 
@@ -258,7 +260,12 @@ class _Bench:
         return Card(self.task.name, self.task.class_names, describe(self.learner), data)
 
     def results(self, scores: Mapping[str, Score]) -> Results:
-        """What every score is reported with."""
+        """What every score is reported with; raises FloatingPointError for a learner that diverged."""
+        if not math.isfinite(scores["loss"].mean):
+            raise FloatingPointError(
+                f"the losses of the learners on the test split must be finite, got {scores['loss'].values}; lower the"
+                " learning rates, or set evaluate.fp16=false"
+            )
         return {
             "task": self.task.name,
             "model": {"name": self.learner.name, "revision": self.learner.revision},
@@ -290,11 +297,12 @@ def _initial(config: RunConfig, bench: _Bench) -> DistilledDataset:
     differ = [key for key in given if key != "pretrained_data_path" and given[key] != has[key]]
     if differ:
         logger.warning("distilled_data.{%s} have no effect: the set of pretrained_data_path counts", ",".join(differ))
-    if loaded.train_config.train_step != config.learner_train.train_step:
-        raise ValueError(
-            f"learner_train.train_step must be {loaded.train_config.train_step}, that of the set in"
-            f" distilled_data.pretrained_data_path, got {config.learner_train.train_step}"
-        )
+    for key, value in asdict(loaded.train_config).items():
+        if value != getattr(config.learner_train, key):
+            raise ValueError(
+                f"learner_train.{key} must be {value}, that of the set in distilled_data.pretrained_data_path,"
+                f" got {getattr(config.learner_train, key)}"
+            )
     kept = replace(loaded.config, pretrained_data_path=path)
     return DistilledDataset(loaded.raw, kept, loaded.train_config, bench.card).to(bench.learner.device)
 
@@ -318,7 +326,8 @@ def _train(config: RunConfig, bench: _Bench, distilled: DistilledDataset, tracke
             config.train.n_eval_model, config.data.valid_batch_size,
             fp16=config.train.fp16, bf16=config.train.bf16, description="validate",
         )  # fmt: skip
-        return {name: s.mean for name, s in scores.items()}
+        deviations = {f"{name}_std": s.std for name, s in scores.items() if s.std is not None}
+        return {name: s.mean for name, s in scores.items()} | deviations
 
     result = fit(
         distilled,
@@ -374,12 +383,16 @@ def write_results(path: Path, results: Results) -> None:
 
 @contextmanager
 def _log_file(path: Path) -> Iterator[logging.Handler]:
-    """Copies the log to a file for the length of a block."""
+    """Copies the log, our part of it from INFO on, to a file for the length of a block."""
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] %(message)s"))
+    ours = logging.getLogger("textdistill")
+    level = ours.level
+    ours.setLevel(logging.INFO)
     logging.getLogger().addHandler(handler)
     try:
         yield handler
     finally:
         logging.getLogger().removeHandler(handler)
+        ours.setLevel(level)
         handler.close()

@@ -78,10 +78,21 @@ class RunConfig:
         found = []
         if distilled.lr_linear_decay and distilled.lr_for_step:
             found.append(("distilled_data.lr_linear_decay=true", "distilled_data.lr_for_step=true"))
-        if distilled.attention_label_type is AttentionLabelType.none and train.lr_attention_labels is not None:
+        # A rate that only follows the embeddings' asks for nothing.
+        follows = (None, train.lr_inputs_embeds)
+        if distilled.attention_label_type is AttentionLabelType.none and train.lr_attention_labels not in follows:
             found.append(("train.lr_attention_labels", "distilled_data.attention_label_type=none"))
-        if distilled.label_type is LabelType.hard and train.lr_labels not in (None, train.lr_inputs_embeds):
+        if distilled.label_type is LabelType.hard and train.lr_labels not in follows:
             found.append(("train.lr_labels", "distilled_data.label_type=hard"))
+        used = self.learner_train.train_step * self.learner_train.batch_size_per_label
+        if distilled.fix_order and used < distilled.data_per_label:
+            steps, batch = self.learner_train.train_step, self.learner_train.batch_size_per_label
+            found.append(
+                (
+                    f"distilled_data.data_per_label={distilled.data_per_label} beyond {used}",
+                    f"learner_train.train_step={steps} times learner_train.batch_size_per_label={batch}",
+                )
+            )
         return found
 
 

@@ -24,7 +24,7 @@ from textdistill.task import TokenizedSplit, sorted_batches
 class EvaluateConfig:
     """The final score: ``evaluate.*``."""
 
-    task_name: str = "${data.task_name}"
+    task_name: str = "ag_news"
     n_eval_model: int = 20
     fp16: bool = False
     bf16: bool = False

@@ -39,7 +39,7 @@ MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9d
 class ModelConfig:
     """The learner: ``model.*``."""
 
-    task_name: str = "${data.task_name}"
+    task_name: str = "ag_news"
     model_name: str = "bert-base-uncased"
     use_pretrained_model: bool = True
     disable_dropout: bool = True

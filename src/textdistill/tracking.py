@@ -7,7 +7,6 @@ it. Its store is the file ``mlflow.db`` beside the runs, with the artifacts in `
 from __future__ import annotations
 
 import json
-import logging
 import math
 import os
 import time
@@ -188,32 +187,31 @@ def ensure_store(root: Path) -> str:
     root = root.resolve()
     root.mkdir(parents=True, exist_ok=True)
     uri = f"sqlite:///{root / 'mlflow.db'}"
-    with _store_lock(root):
+    with FileLock(root / "mlflow.db.lock"):
         _client(uri).search_experiments(max_results=1)  # the first access creates and migrates the tables
     return uri
-
-
-def _store_lock(root: Path) -> FileLock:
-    return FileLock(root / "mlflow.db.lock")
 
 
 def _client(uri: str) -> MlflowClient:
     """A client of the store, importing MLflow with its telemetry and its INFO messages off."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-    logging.getLogger("alembic").setLevel(logging.WARNING)
     from mlflow import MlflowClient
 
     return MlflowClient(tracking_uri=uri)
 
 
 def _experiment_id(client: MlflowClient, root: Path, name: str) -> str:
-    root = root.resolve()
-    with _store_lock(root):  # between looking and creating
-        experiment = client.get_experiment_by_name(name)
-        if experiment is not None:
-            return str(experiment.experiment_id)
-        return client.create_experiment(name, artifact_location=(root / "mlartifacts").as_uri())
+    """Id of the experiment called ``name``, created unless it, or a parallel job, is there already."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.create_experiment(name, artifact_location=(root.resolve() / "mlartifacts").as_uri())
+    except MlflowException:
+        existing = client.get_experiment_by_name(name)
+        if existing is None:
+            raise
+        return str(existing.experiment_id)
 
 
 def _flatten(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim import SGD, Adam, AdamW, Optimizer
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
-from transformers import SchedulerType, get_scheduler
+from transformers import get_scheduler
 
 from textdistill.distilled import DistilledDataset
 from textdistill.hypergradient import Estimator, hypergradient
@@ -29,6 +29,16 @@ logger = logging.getLogger(__name__)
 
 # Validations of a run that train.max_steps ends before the first one that train.val_interval asks for.
 VALIDATIONS = 5
+# The schedules of transformers that need neither settings of their own nor a metric at every step.
+SCHEDULER_TYPES = (
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "constant",
+    "constant_with_warmup",
+    "inverse_sqrt",
+)
 # Default outer learning rate of the embeddings, in standard deviations of the initial embeddings a step.
 EMBEDS_LR_SCALE = 0.1
 
@@ -89,10 +99,10 @@ class TrainConfig:
             raise ValueError(f"train.warmup_ratio must be from 0 to 1, got {self.warmup_ratio}")
         if self.max_grad_norm is not None and not self.max_grad_norm > 0:
             raise ValueError(f"train.max_grad_norm must be above 0, or null for no clipping, got {self.max_grad_norm}")
-        # A schedule that needs the metric at every step does not fit this loop.
-        known = [s.value for s in SchedulerType if s is not SchedulerType.REDUCE_ON_PLATEAU]
-        if self.scheduler_type not in known:
-            raise ValueError(f"train.scheduler_type must be one of {', '.join(known)}, got {self.scheduler_type!r}")
+        if self.scheduler_type not in SCHEDULER_TYPES:
+            raise ValueError(
+                f"train.scheduler_type must be one of {', '.join(SCHEDULER_TYPES)}, got {self.scheduler_type!r}"
+            )
         if self.fp16 and self.bf16:
             raise ValueError("train.fp16 and train.bf16 exclude each other, got both true; set one to false")
 
@@ -138,13 +148,14 @@ def fit(
         seed: the run's seed; decides heads and the order of the real rows.
 
     Raises:
-        FloatingPointError: the outer loss is not finite.
+        FloatingPointError: the outer or the validation loss is not finite.
 
     """
     config.check()
     epoch_steps = steps_per_epoch(train, batch_size)
-    max_steps = min(config.epoch * epoch_steps, config.max_steps or math.inf)
-    assert isinstance(max_steps, int)
+    max_steps = config.epoch * epoch_steps
+    if config.max_steps is not None:
+        max_steps = min(max_steps, config.max_steps)
     log_interval = max(1, epoch_steps // 10) if config.log_interval == -1 else config.log_interval
     val_interval = config.val_steps or config.val_interval * epoch_steps
     if config.val_steps is None and val_interval > max_steps:
@@ -161,9 +172,19 @@ def fit(
     best_step, best, best_raw = 0, dict[str, float](), dict[str, Tensor]()
     started = time.monotonic()
 
+    def check_finite(kind: str, loss: float, step: int) -> None:
+        if math.isfinite(loss):
+            return
+        kept = f"the best set so far (step {best_step}) is in {folder / 'best'}; " if best else ""
+        raise FloatingPointError(
+            f"the {kind} loss is {loss} at outer step {step}, learned lr {distilled.lr.tolist()}; {kept}"
+            "lower train.lr_inputs_embeds or distilled_data.lr_init"
+        )
+
     def keep_if_best(step: int) -> None:
         nonlocal best_step, best, best_raw
         scores = dict(validate(distilled))
+        check_finite("validation", scores["loss"], step)
         tracker.log_metrics({f"validation_{name}": value for name, value in scores.items()}, step)
         logger.info("step %d/%d validation: %s", step, max_steps, _line(scores))
         if not best or scores["loss"] < best["loss"]:
@@ -181,12 +202,7 @@ def fit(
                 loss, accuracy = outer_step(
                     distilled, learner, batch, optimizer, scaler, config, stream_seed(seed, "outer", step)
                 )
-                if not math.isfinite(loss):
-                    raise FloatingPointError(
-                        f"the outer loss is {loss} at outer step {step}, learned lr"
-                        f" {distilled.lr.tolist()}; the best set so far (step {best_step}) is in"
-                        f" {folder / 'best'}; lower train.lr_inputs_embeds or distilled_data.lr_init"
-                    )
+                check_finite("outer", loss, step)
                 scheduler.step()
                 losses.append(loss)
                 progress.update()
@@ -200,8 +216,10 @@ def fit(
                 if step % val_interval == 0 or step == max_steps:
                     keep_if_best(step)
     finally:
-        # Also after Ctrl-C: distilled_data.pretrained_data_path goes on from this set.
-        distilled.save_pretrained(folder / "last", outer_steps=step)
+        # Also after Ctrl-C: distilled_data.pretrained_data_path goes on from this set. A set that a gradient
+        # has made NaN cannot be saved; the loss that it gives stops the run.
+        if all(tensor.isfinite().all() for tensor in distilled.raw.values()):
+            distilled.save_pretrained(folder / "last", outer_steps=step)
     with torch.no_grad():
         for name, tensor in distilled.raw.items():
             tensor.copy_(best_raw[name])
@@ -219,6 +237,8 @@ def outer_step(
 ) -> tuple[float, float]:
     """One update of the distilled set from one real batch and ``config.heads_per_step`` fresh learners.
 
+    Where the loss is not finite, the set stays as it was.
+
     Returns:
         Mean outer loss and accuracy of the fine-tuned learners on the batch.
 
@@ -231,8 +251,8 @@ def outer_step(
     def outer_loss(params: Params) -> Tensor:
         nonlocal hits
         with autocast(learner.device, config.fp16, config.bf16):
-            logits = learner(params, inputs, exact=config.estimator.exact).logits
-        hits += (logits.detach().argmax(-1) == labels).double().mean().item()
+            logits = learner(params, inputs).logits
+        hits += (logits.detach().argmax(-1) == labels).float().mean().item()
         loss: Tensor = scaler.scale(task_loss(logits.to(learner.dtype), labels))
         return loss
 
@@ -250,7 +270,8 @@ def outer_step(
     scaler.unscale_(optimizer)
     if config.max_grad_norm is not None:
         torch.nn.utils.clip_grad_norm_([distilled.raw[name] for name in grads], config.max_grad_norm)
-    scaler.step(optimizer)
+    if math.isfinite(total_loss):
+        scaler.step(optimizer)
     scaler.update()
     return total_loss / config.heads_per_step, hits / config.heads_per_step
 
