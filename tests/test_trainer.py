@@ -1,0 +1,587 @@
+"""The outer loop: what it repeats, keeps, restores, records and refuses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import CLASS_NAMES, CLASS_WORDS
+from torch import Tensor
+from torch.optim import Adam, AdamW
+from transformers import AutoModel, PreTrainedTokenizerBase
+
+from textdistill import trainer
+from textdistill.attention import AttentionLabelType
+from textdistill.baselines import random_samples
+from textdistill.distilled import Card, DistilledDataConfig, DistilledDataset, LabelType, LearnerTrainConfig
+from textdistill.evaluation import score, trained_on
+from textdistill.hypergradient import Estimator, hypergradient
+from textdistill.learner import Learner, ModelConfig
+from textdistill.losses import task_loss
+from textdistill.seeding import stream_seed
+from textdistill.task import DataConfig, TokenizedSplit, load_task, tokenize, train_batches
+from textdistill.trainer import FitResult, OptimizerType, TrainConfig, fit, make_optimizer, outer_step
+
+# 30 rows in batches of 10.
+BATCH, EPOCH = 10, 3
+SOFT = {"label_type": LabelType.soft, "attention_label_type": AttentionLabelType.cls}
+
+
+class Recorder:
+    """A tracker that remembers."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[int, dict[str, float | None]]] = []
+
+    def log_params(self, params: Mapping[str, Any]) -> None: ...
+
+    def log_metrics(self, metrics: Mapping[str, float | None], step: int) -> None:
+        self.lines.append((step, dict(metrics)))
+
+    def log_artifact(self, path: Path) -> None: ...
+
+    def close(self, failed: bool = False) -> None: ...
+
+    def steps(self, name: str) -> list[int]:
+        return [step for step, metrics in self.lines if name in metrics]
+
+    def values(self, name: str) -> list[float | None]:
+        return [metrics[name] for _, metrics in self.lines if name in metrics]
+
+
+class Scripted:
+    """A validation that returns losses one by one, and remembers the sets that it was shown."""
+
+    def __init__(self, *losses: float | BaseException) -> None:
+        self.losses: Iterator[float | BaseException] = iter(losses)
+        self.seen: list[dict[str, Tensor]] = []
+
+    def __call__(self, distilled: DistilledDataset) -> dict[str, float]:
+        self.seen.append(raw_copy(distilled))
+        loss = next(self.losses)
+        if isinstance(loss, BaseException):
+            raise loss
+        return {"loss": loss}
+
+
+def flat(distilled: DistilledDataset) -> dict[str, float]:
+    """A validation that never changes."""
+    return {"loss": 1.0}
+
+
+def create(learner: Learner, split: TokenizedSplit, train_step: int = 1, **config: Any) -> DistilledDataset:
+    data = DistilledDataConfig(**({"seq_length": 4} | config))
+    train_config = LearnerTrainConfig(train_step=train_step)
+    return DistilledDataset.create(data, train_config, Card("toy", CLASS_NAMES, {}), learner, split, seed=0)
+
+
+def raw_copy(distilled: DistilledDataset) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in distilled.raw.items()}
+
+
+def equal(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture
+def run(tiny_learner: Learner, toy_split: TokenizedSplit, tmp_path: Path) -> Callable[..., FitResult]:
+    """``fit`` with everything but the distilled set and the settings of interest filled in."""
+
+    def run(
+        distilled: DistilledDataset,
+        validate: trainer.Validate = flat,
+        tracker: Recorder | None = None,
+        seed: int = 0,
+        batch_size: int = BATCH,
+        **config: Any,
+    ) -> FitResult:
+        settings = TrainConfig(save_ckpt_dir=str(tmp_path / "checkpoints"), **config)
+        return fit(distilled, tiny_learner, toy_split, batch_size, validate, tracker or Recorder(), settings, seed)
+
+    return run
+
+
+@pytest.fixture
+def still(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outer steps that change nothing; their loss counts 1, 2, 3, ..."""
+    losses = iter(range(1, 1000))
+    monkeypatch.setattr(trainer, "outer_step", lambda *_: (float(next(losses)), 0.5))
+
+
+# --- What a run repeats and what it leaves alone
+
+
+def test_one_seed_one_result(tiny_learner: Learner, toy_split: TokenizedSplit, run: Callable[..., FitResult]) -> None:
+    def trained(seed: int) -> tuple[dict[str, Tensor], Recorder]:
+        distilled, recorder = create(tiny_learner, toy_split, train_step=2, **SOFT), Recorder()
+        run(distilled, Scripted(3.0, 2.0), recorder, seed, max_steps=3, val_steps=3, heads_per_step=2)
+        return raw_copy(distilled), recorder
+
+    (first, recorded), (again, recorded_again), (other, _) = trained(0), trained(0), trained(1)
+    assert equal(first, again)
+    assert recorded.lines == recorded_again.lines
+    assert not any(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_learner_keeps_its_pretrained_body(
+    tiny_bert: Path, toy_split: TokenizedSplit, tiny_learner: Learner, tmp_path: Path
+) -> None:
+    learner = Learner(ModelConfig(model_name=str(tiny_bert)), CLASS_NAMES)
+    before = {name: tensor.clone() for name, tensor in learner.model.state_dict().items()}
+    distilled = create(learner, toy_split, lr_init=1.0)
+    fit(distilled, learner, toy_split, BATCH, flat, Recorder(), TrainConfig(epoch=1, save_ckpt_dir=str(tmp_path)), 0)
+    assert equal(dict(learner.model.state_dict()), before)
+    untouched = Learner(ModelConfig(model_name=str(tiny_bert)), CLASS_NAMES)
+    assert equal(learner.fresh_params(7), untouched.fresh_params(7))
+
+
+# --- Which set is kept
+
+
+@pytest.mark.parametrize(
+    ("losses", "best"),
+    [((3.0, 1.0, 2.0, 1.5), 1), ((1.0, 2.0, 3.0, 4.0), 0), ((4.0, 3.0, 2.0, 1.0), 3), ((2.0, 1.0, 1.0, 1.0), 1)],
+)
+def test_lowest_validation_loss_is_restored(
+    losses: tuple[float, ...],
+    best: int,
+    tiny_learner: Learner,
+    toy_split: TokenizedSplit,
+    run: Callable[..., FitResult],
+    tmp_path: Path,
+) -> None:
+    distilled, validate = create(tiny_learner, toy_split, **SOFT), Scripted(*losses)
+    result = run(distilled, validate, max_steps=3, val_steps=1)
+    assert len({tensors["inputs_embeds"].sum().item() for tensors in validate.seen}) == 4
+    assert equal(raw_copy(distilled), validate.seen[best])
+    assert (result.outer_steps, result.best_step, result.validation) == (3, best, {"loss": losses[best]})
+    for name, expected, step in (("best", validate.seen[best], best), ("last", validate.seen[-1], 3)):
+        saved = DistilledDataset.from_pretrained(tmp_path / "checkpoints" / name)
+        assert equal(raw_copy(saved), {key: tensor.float() for key, tensor in expected.items()})
+        assert saved.card.provenance["outer_steps"] == step
+
+
+# --- When it ends, validates and logs
+
+
+@pytest.mark.parametrize(
+    ("config", "steps"),
+    [({"epoch": 2}, 6), ({"epoch": 2, "max_steps": 4}, 4), ({"epoch": 1, "max_steps": 10}, 3)],
+)
+@pytest.mark.usefixtures("still")
+def test_epoch_or_max_steps_whichever_ends_first(
+    config: dict[str, int],
+    steps: int,
+    tiny_learner: Learner,
+    toy_split: TokenizedSplit,
+    run: Callable[..., FitResult],
+) -> None:
+    assert run(create(tiny_learner, toy_split), **config).outer_steps == steps
+
+
+@pytest.mark.parametrize(
+    ("config", "steps"),
+    [
+        pytest.param({"epoch": 3}, [0, 3, 6, 9], id="every epoch"),
+        pytest.param({"epoch": 5, "val_interval": 2}, [0, 6, 12, 15], id="every other epoch, and at the end"),
+        pytest.param({"epoch": 3, "val_steps": 4}, [0, 4, 8, 9], id="val_steps"),
+        pytest.param({"epoch": 3, "val_steps": 4, "val_interval": 1}, [0, 4, 8, 9], id="val_steps overrides"),
+        pytest.param({"epoch": 9, "max_steps": 10, "val_interval": 5}, [0, 2, 4, 6, 8, 10], id="max_steps is earlier"),
+        pytest.param({"max_steps": 2, "val_steps": 5}, [0, 2], id="val_steps is later than max_steps"),
+    ],
+)
+@pytest.mark.usefixtures("still")
+def test_validation_steps(
+    config: dict[str, int],
+    steps: list[int],
+    tiny_learner: Learner,
+    toy_split: TokenizedSplit,
+    run: Callable[..., FitResult],
+) -> None:
+    recorder = Recorder()
+    run(create(tiny_learner, toy_split), tracker=recorder, **config)
+    assert recorder.steps("validation_loss") == steps
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "config", "steps", "losses"),
+    [
+        pytest.param(1, {"epoch": 1}, list(range(3, 31, 3)), [2.0 + 3 * i for i in range(10)], id="a tenth of 30"),
+        pytest.param(10, {"epoch": 1}, [1, 2, 3], [1.0, 2.0, 3.0], id="an epoch of less than 10 steps"),
+        pytest.param(10, {"log_interval": 2, "max_steps": 5}, [2, 4, 5], [1.5, 3.5, 5.0], id="every 2, and the last"),
+    ],
+)
+@pytest.mark.usefixtures("still")
+def test_log_interval(
+    batch_size: int,
+    config: dict[str, int],
+    steps: list[int],
+    losses: list[float],
+    tiny_learner: Learner,
+    toy_split: TokenizedSplit,
+    run: Callable[..., FitResult],
+) -> None:
+    recorder = Recorder()
+    distilled = create(tiny_learner, toy_split, train_step=2, lr_init=0.25)
+    run(distilled, tracker=recorder, batch_size=batch_size, **config)
+    assert recorder.steps("train_loss") == steps
+    assert recorder.values("train_loss") == losses
+    for name in ("lr.0", "lr.1"):
+        assert recorder.values(name) == [pytest.approx(0.25)] * len(steps)
+
+
+@pytest.mark.parametrize(
+    ("name", "rates"),
+    [
+        ("linear", [0.5, 1.0, 0.5, 0.0]),
+        ("cosine", [0.5, 1.0, 0.5, 0.0]),
+        ("cosine_with_restarts", [0.5, 1.0, 0.5, 0.0]),
+        ("polynomial", [0.5, 1.0, 0.5, 0.0]),
+        ("constant", [1.0, 1.0, 1.0, 1.0]),
+        ("constant_with_warmup", [0.5, 1.0, 1.0, 1.0]),
+        ("inverse_sqrt", [0.5, 1.0, math.sqrt(2 / 3), math.sqrt(1 / 2)]),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
+@pytest.mark.usefixtures("still")
+def test_scheduler_types(
+    name: str,
+    rates: list[float],
+    tiny_learner: Learner,
+    toy_split: TokenizedSplit,
+    run: Callable[..., FitResult],
+) -> None:
+    recorder = Recorder()
+    config = {"scheduler_type": name, "warmup_ratio": 0.5, "max_steps": 4, "lr_inputs_embeds": 1.0}
+    run(create(tiny_learner, toy_split), tracker=recorder, log_interval=1, **config)
+    assert recorder.values("optimizer_lr") == pytest.approx(rates, abs=1e-6)
+
+
+def test_every_scheduler_type_is_tested() -> None:
+    (mark,) = (m for m in test_scheduler_types.pytestmark if m.name == "parametrize")  # type: ignore[attr-defined]
+    assert [name for name, _ in mark.args[1]] == list(trainer.SCHEDULER_TYPES)
+
+
+# --- How it stops
+
+
+def test_loss_that_is_not_finite_stops_the_run(
+    tiny_learner: Learner,
+    toy_split: TokenizedSplit,
+    run: Callable[..., FitResult],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = iter(range(1, 10))
+    step = outer_step
+
+    def diverging(distilled: DistilledDataset, *args: Any) -> tuple[float, float]:
+        if next(calls) == 3:
+            # The learner's parameters overflow, as they do with far too large a rate.
+            distilled.raw["lr"].data.fill_(1e308)
+        return step(distilled, *args)
+
+    monkeypatch.setattr(trainer, "outer_step", diverging)
+    distilled = create(tiny_learner, toy_split)
+    with pytest.raises(FloatingPointError) as error:
+        run(distilled, Scripted(3.0, 2.0), max_steps=5, val_steps=2)
+    message = str(error.value)
+    assert "the outer loss is nan at outer step 3, learned lr [1e+308];" in message
+    assert f"the best set so far (step 2) is in {tmp_path / 'checkpoints' / 'best'};" in message
+    assert "lower train.lr_inputs_embeds" in message
+    assert all(tensor.isfinite().all() for tensor in distilled.raw.values())
+    assert (tmp_path / "checkpoints" / "best").is_dir()
+
+
+def test_gradient_that_is_not_finite_stops_the_run_too(
+    tiny_learner: Learner, toy_split: TokenizedSplit, run: Callable[..., FitResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pull_back = DistilledDataset.pull_back
+
+    def broken(self: DistilledDataset, *args: Any) -> dict[str, Tensor]:
+        return {name: grad * math.nan for name, grad in pull_back(self, *args).items()}
+
+    monkeypatch.setattr(DistilledDataset, "pull_back", broken)
+    with pytest.raises(FloatingPointError, match=r"the outer loss is nan at outer step 2, learned lr \[nan\]"):
+        run(create(tiny_learner, toy_split), max_steps=5)
+
+
+def test_validation_loss_that_is_not_finite_stops_the_run(
+    tiny_learner: Learner, toy_split: TokenizedSplit, run: Callable[..., FitResult], tmp_path: Path
+) -> None:
+    with pytest.raises(FloatingPointError, match="the validation loss is nan at outer step 0, learned lr"):
+        run(create(tiny_learner, toy_split), Scripted(math.nan))
+    with pytest.raises(FloatingPointError, match=r"the validation loss is inf at outer step 2.*\(step 1\) is in"):
+        run(create(tiny_learner, toy_split), Scripted(1.0, 0.5, math.inf), val_steps=1)
+
+
+@pytest.mark.parametrize("where", ["validate", "step"])
+def test_interrupted_run_leaves_the_last_set(
+    where: str,
+    tiny_learner: Learner,
+    toy_split: TokenizedSplit,
+    run: Callable[..., FitResult],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    validate, step, calls = Scripted(2.0, 1.0, KeyboardInterrupt()), outer_step, iter(range(1, 10))
+
+    def interrupted(*args: Any) -> tuple[float, float]:
+        if where == "step" and next(calls) == 3:
+            raise KeyboardInterrupt
+        return step(*args)
+
+    monkeypatch.setattr(trainer, "outer_step", interrupted)
+    distilled = create(tiny_learner, toy_split)
+    with pytest.raises(KeyboardInterrupt):
+        run(distilled, validate, max_steps=9, val_steps=1 if where == "validate" else 5)
+    last = DistilledDataset.from_pretrained(tmp_path / "checkpoints" / "last")
+    assert equal(raw_copy(last), {name: tensor.float() for name, tensor in raw_copy(distilled).items()})
+    assert not torch.equal(distilled.raw["inputs_embeds"], validate.seen[0]["inputs_embeds"])
+    assert last.card.provenance["outer_steps"] == (2 if where == "validate" else 3)
+
+
+# --- One outer step
+
+
+def batch_of(split: TokenizedSplit) -> dict[str, Tensor]:
+    return next(train_batches(split, BATCH, seed=0, epoch=0))
+
+
+def step_once(
+    distilled: DistilledDataset, learner: Learner, split: TokenizedSplit, **config: Any
+) -> tuple[dict[str, Tensor], tuple[float, float]]:
+    """The displacement of every part by one outer step, and what the step returns."""
+    settings = TrainConfig(**({"optimizer_type": OptimizerType.sgd, "lr_inputs_embeds": 1.0} | config))
+    before = raw_copy(distilled)
+    scaler = torch.amp.GradScaler("cpu", enabled=settings.fp16)
+    optimizer = make_optimizer(distilled, settings)
+    result = outer_step(distilled, learner, batch_of(split), optimizer, scaler, settings, seed=5)
+    return {name: tensor - before[name] for name, tensor in raw_copy(distilled).items()}, result
+
+
+def test_heads_are_averaged(tiny_learner: Learner, toy_split: TokenizedSplit) -> None:
+    distilled = create(tiny_learner, toy_split, train_step=2, **SOFT)
+    inputs = batch_of(toy_split)
+    labels = inputs.pop("labels")
+    losses, hits, grads = [], [], []
+    for head in range(2):
+        batches = distilled.batches(stream_seed(5, "inner", head))
+        params = tiny_learner.fresh_params(stream_seed(5, "head", head))
+
+        def outer_loss(params: dict[str, Tensor]) -> Tensor:
+            logits = tiny_learner(params, inputs).logits
+            hits.append((logits.argmax(-1) == labels).float().mean().item())
+            return task_loss(logits, labels)
+
+        inner_loss = distilled.inner_loss(tiny_learner)
+        loss, parts = hypergradient(Estimator.difference, inner_loss, outer_loss, params, batches)
+        losses.append(loss.item())
+        grads.append(distilled.pull_back(batches, parts))
+    moved, (loss_of_step, accuracy) = step_once(
+        distilled, tiny_learner, toy_split, heads_per_step=2, max_grad_norm=None
+    )
+    assert moved.keys() == grads[0].keys()
+    for name, tensor in moved.items():
+        torch.testing.assert_close(tensor, -(grads[0][name] + grads[1][name]) / 2, rtol=1e-9, atol=1e-12)
+    assert not torch.allclose(grads[0]["inputs_embeds"], grads[1]["inputs_embeds"], rtol=0.1)
+    assert loss_of_step == pytest.approx(sum(losses) / 2, rel=1e-12)
+    assert accuracy == pytest.approx(sum(hits) / 2)
+
+
+def test_estimators_agree(tiny_learner: Learner, toy_split: TokenizedSplit) -> None:
+    moved = {
+        estimator: step_once(
+            create(tiny_learner, toy_split, train_step=2, **SOFT),
+            tiny_learner,
+            toy_split,
+            estimator=estimator,
+            max_grad_norm=None,
+        )[0]
+        for estimator in Estimator
+    }
+    for name, exact in moved[Estimator.reverse].items():
+        torch.testing.assert_close(moved[Estimator.forward][name], exact, rtol=1e-8, atol=1e-12)
+        assert (moved[Estimator.difference][name] - exact).norm() < 1e-2 * exact.norm()
+
+
+def test_gradient_is_clipped(tiny_learner: Learner, toy_split: TokenizedSplit) -> None:
+    def norm(moved: dict[str, Tensor]) -> float:
+        return math.sqrt(sum(tensor.square().sum().item() for tensor in moved.values()))
+
+    free = norm(step_once(create(tiny_learner, toy_split), tiny_learner, toy_split, max_grad_norm=None)[0])
+    limit = free / 10
+    clipped, _ = step_once(create(tiny_learner, toy_split), tiny_learner, toy_split, max_grad_norm=limit)
+    assert norm(clipped) == pytest.approx(limit, rel=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_mixed_precision_runs_on_the_cpu(
+    precision: str, tiny_learner32: Learner, toy_split: TokenizedSplit, tmp_path: Path
+) -> None:
+    plain, (loss, _) = step_once(create(tiny_learner32, toy_split), tiny_learner32, toy_split)
+    mixed, (mixed_loss, _) = step_once(
+        create(tiny_learner32, toy_split), tiny_learner32, toy_split, **{precision: True}
+    )
+    assert mixed_loss != loss
+    assert mixed_loss == pytest.approx(loss, rel=0.02)
+    cosine = torch.cosine_similarity(plain["inputs_embeds"].flatten(), mixed["inputs_embeds"].flatten(), dim=0)
+    assert cosine > 0.95
+    config = TrainConfig(max_steps=2, save_ckpt_dir=str(tmp_path), **{precision: True})
+    distilled = create(tiny_learner32, toy_split)
+    assert fit(distilled, tiny_learner32, toy_split, BATCH, flat, Recorder(), config, 0).outer_steps == 2
+
+
+# --- The optimiser
+
+
+@pytest.mark.parametrize(
+    ("kind", "moved"), [("adamw", 0.2), ("adam", 0.2), ("sgd", 0.2), ("momentum", 0.1 * (1 + 1.9))]
+)
+def test_optimizer_types(kind: str, moved: float, tiny_learner: Learner, toy_split: TokenizedSplit) -> None:
+    """Two updates with a gradient of ones everywhere."""
+    distilled = create(tiny_learner, toy_split, **SOFT)
+    before = raw_copy(distilled)
+    config = TrainConfig(optimizer_type=OptimizerType(kind), lr_inputs_embeds=0.1)
+    optimizer = make_optimizer(distilled, config)
+    for _ in range(2):
+        for tensor in distilled.raw.values():
+            tensor.grad = torch.ones_like(tensor)
+        optimizer.step()
+    assert len(distilled.raw) == 4
+    for name, tensor in raw_copy(distilled).items():
+        torch.testing.assert_close(tensor, before[name] - moved, rtol=0, atol=1e-6)
+
+
+def test_hard_labels_are_not_learned(
+    tiny_learner: Learner, toy_split: TokenizedSplit, run: Callable[..., FitResult]
+) -> None:
+    distilled = create(tiny_learner, toy_split)
+    before = raw_copy(distilled)
+    run(distilled, Scripted(2.0, 1.0), max_steps=1)
+    changed = {name for name, tensor in distilled.raw.items() if not torch.equal(tensor, before[name])}
+    assert changed == {"inputs_embeds", "lr"}
+
+
+@pytest.mark.parametrize(
+    ("given", "rates"),
+    [
+        pytest.param({}, {"attention_labels": 0.1, "labels": 0.01, "lr": 0.01}, id="our defaults"),
+        pytest.param(
+            {"lr_inputs_embeds": 0.5},
+            {"inputs_embeds": 0.5, "attention_labels": 0.5, "labels": 0.5, "lr": 0.5},
+            id="the others follow",
+        ),
+        pytest.param(
+            {"lr_inputs_embeds": 0.5, "lr_labels": 0.2, "lr_lr": 0.0},
+            {"inputs_embeds": 0.5, "attention_labels": 0.5, "labels": 0.2, "lr": 0.0},
+            id="unless given",
+        ),
+        pytest.param({"lr_attention_labels": 3.0}, {"attention_labels": 3.0, "labels": 0.01, "lr": 0.01}, id="one"),
+    ],
+)
+def test_learning_rates(
+    given: dict[str, float], rates: dict[str, float], tiny_learner: Learner, toy_split: TokenizedSplit
+) -> None:
+    distilled = create(tiny_learner, toy_split, **SOFT)
+    distilled.raw["inputs_embeds"].data.mul_(7.0)
+    names = {id(tensor): name for name, tensor in distilled.raw.items()}
+    groups = make_optimizer(distilled, TrainConfig(**given)).param_groups
+    found = {names[id(tensor)]: group["lr"] for group in groups for tensor in group["params"]}
+    scale = distilled.raw["inputs_embeds"].std().item()
+    assert found == pytest.approx({"inputs_embeds": 0.1 * scale} | rates)
+
+
+@pytest.mark.parametrize(("kind", "cls"), [("adamw", AdamW), ("adam", Adam)])
+def test_weight_decay_is_on_embeddings_and_attention_only(
+    kind: str, cls: type, tiny_learner: Learner, toy_split: TokenizedSplit
+) -> None:
+    distilled = create(tiny_learner, toy_split, **SOFT)
+    before = raw_copy(distilled)
+    optimizer = make_optimizer(
+        distilled, TrainConfig(optimizer_type=OptimizerType(kind), lr_inputs_embeds=0.1, weight_decay=0.5)
+    )
+    assert type(optimizer) is cls
+    for tensor in distilled.raw.values():
+        tensor.grad = torch.zeros_like(tensor)
+    optimizer.step()
+    decayed = {name for name, tensor in distilled.raw.items() if not torch.equal(tensor, before[name])}
+    assert decayed == {"inputs_embeds", "attention_labels"}
+    if cls is AdamW:
+        torch.testing.assert_close(distilled.raw["inputs_embeds"].detach(), before["inputs_embeds"] * 0.95)
+
+
+# --- What is refused
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        *((key, 0, "must be at least 1, got 0") for key in ("epoch", "max_steps", "val_interval", "val_steps")),
+        *((key, 0, "must be at least 1, got 0") for key in ("n_eval_model", "heads_per_step")),
+        *((key, 0, "must be at least 1, or -1 for a tenth of an epoch, got 0") for key in ("log_interval",)),
+        *((key, -1.0, "must be at least 0, got -1") for key in ("lr_inputs_embeds", "lr_labels", "weight_decay")),
+        ("warmup_ratio", 1.5, "must be from 0 to 1, got 1.5"),
+        ("max_grad_norm", 0.0, "must be above 0, or null for no clipping, got 0"),
+        ("scheduler_type", "reduce_lr_on_plateau", "must be one of linear, cosine, .*got 'reduce_lr_on_plateau'"),
+        ("scheduler_type", "warmup_stable_decay", "must be one of linear, cosine, .*got 'warmup_stable_decay'"),
+    ],
+)
+def test_values_out_of_range(key: str, value: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=rf"train\.{key} {message}"):
+        TrainConfig(**{key: value}).check()
+
+
+def test_fp16_and_bf16_exclude_each_other() -> None:
+    with pytest.raises(ValueError, match=r"train\.fp16 and train\.bf16 exclude each other"):
+        TrainConfig(fp16=True, bf16=True).check()
+
+
+# --- It learns
+
+
+@pytest.fixture(scope="module")
+def separable_bert(
+    tiny_bert: Path, tokenizer: PreTrainedTokenizerBase, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The tiny BERT, with word embeddings in which the words of a class have something in common."""
+    model = AutoModel.from_pretrained(tiny_bert)
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        embeddings = model.get_input_embeddings().weight
+        for words in CLASS_WORDS.values():
+            embeddings[tokenizer.convert_tokens_to_ids(words)] += torch.randn(embeddings.size(1), generator=draw)
+    folder = tmp_path_factory.mktemp("models") / "separable-bert"
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_distilled_beats_random_real_samples(
+    separable_bert: Path, toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = DataConfig("toy", str(toy_data), ["text"], "label", max_length=32)
+    task = load_task(data, seed=0)
+    learner = Learner(ModelConfig("toy", str(separable_bert)), task.class_names)
+    splits = tokenize(task, learner.tokenizer, data)
+    shape, inner = DistilledDataConfig(seq_length=8, label_type=LabelType.unrestricted), LearnerTrainConfig()
+    config = TrainConfig(max_steps=30, val_steps=15, lr_inputs_embeds=0.1, save_ckpt_dir=str(tmp_path))
+    distilled_accuracy, random_accuracy = [], []
+    for seed in range(5):
+        distilled = DistilledDataset.create(shape, inner, Card("toy", CLASS_NAMES, {}), learner, splits["train"], seed)
+
+        def validate(distilled: DistilledDataset, seed: int = seed) -> dict[str, float]:
+            train = trained_on(distilled, learner, seed, "validation")
+            return {"loss": score(train, learner, splits["validation"], (), 3, 256)["loss"].mean}
+
+        fit(distilled, learner, splits["train"], 32, validate, Recorder(), config, seed)
+        trained = trained_on(distilled, learner, seed, "evaluation")
+        distilled_accuracy.append(score(trained, learner, splits["test"], (), 5, 256)["accuracy"].mean)
+        random, _ = random_samples(learner, splits, shape, inner, 256, seed)
+        random_accuracy.append(score(random, learner, splits["test"], (), 5, 256)["accuracy"].mean)
+    assert np.mean(distilled_accuracy) > np.mean(random_accuracy) + 0.05
