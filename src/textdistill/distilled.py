@@ -195,8 +195,8 @@ class DistilledDataset:
         raw = {
             "inputs_embeds": embeds,
             "labels": torch.eye(learner.num_labels)[torch.arange(count) % learner.num_labels],
-            # The inverse of softplus.
-            "lr": torch.full(shapes["lr"], math.log(math.expm1(config.lr_init))),
+            # The inverse of softplus, log(exp(lr) - 1), written so that no lr overflows.
+            "lr": torch.full(shapes["lr"], config.lr_init + math.log(-math.expm1(-config.lr_init))),
         }
         if "attention_labels" in shapes:
             draw = generator(seed, "distilled", "attention_labels")

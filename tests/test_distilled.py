@@ -1,0 +1,532 @@
+"""The distilled set: how steps read it, gradients of its raw tensors, folders, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference import directional_derivative
+from torch import Tensor
+from transformers import BertConfig, ModernBertConfig
+
+from conftest import CLASS_NAMES, VOCABULARY, tiny_bert_config
+from textdistill.attention import AttentionLabelType
+from textdistill.distilled import (
+    Card,
+    DistilledDataConfig,
+    DistilledDataset,
+    Init,
+    LabelType,
+    LearnerTrainConfig,
+    describe,
+)
+from textdistill.hypergradient import Estimator, hypergradient
+from textdistill.inner import fine_tune
+from textdistill.learner import Learner, ModelConfig, Params
+from textdistill.losses import task_loss
+from textdistill.seeding import stream_seed
+from textdistill.task import TokenizedSplit
+
+NONE, CLS, ALL = AttentionLabelType
+CARD = Card("toy", CLASS_NAMES, {})
+SMALL = {"seq_length": 7, "lr_init": 0.3}
+
+
+def create(
+    learner: Learner, split: TokenizedSplit, steps: int = 1, batch_size: int = 1, seed: int = 0, **kwargs: Any
+) -> DistilledDataset:
+    config = DistilledDataConfig(**(SMALL | kwargs))
+    return DistilledDataset.create(config, LearnerTrainConfig(steps, batch_size), CARD, learner, split, seed)
+
+
+# --- the set before training
+
+
+@pytest.mark.parametrize("label_type", [NONE, CLS, ALL])
+def test_create_has_the_shapes_of_the_design(
+    tiny_learner: Learner, toy_split: TokenizedSplit, label_type: AttentionLabelType
+) -> None:
+    distilled = create(tiny_learner, toy_split, steps=2, data_per_label=2, attention_label_type=label_type)
+    shapes = {name: tuple(tensor.shape) for name, tensor in distilled.raw.items()}
+    expected = {"inputs_embeds": (6, 7, 16), "labels": (6, 3), "lr": (2,)}
+    if label_type is not NONE:
+        expected["attention_labels"] = (6, 2, 4, label_type.rows(7), 7)
+    assert shapes == expected
+    assert len(distilled) == 6
+    assert torch.equal(distilled.labels.argmax(-1), torch.tensor([0, 1, 2, 0, 1, 2]))
+    assert distilled.card.model == describe(tiny_learner)
+    assert {tensor.dtype for tensor in distilled.raw.values()} == {torch.float64}
+
+
+@pytest.mark.parametrize("init", list(Init))
+def test_create_depends_on_the_seed_only(
+    tiny_learner: Learner, toy_split: TokenizedSplit, init: Init
+) -> None:
+    torch.manual_seed(0)
+    first = create(tiny_learner, toy_split, init=init, attention_label_type=CLS)
+    torch.manual_seed(1)
+    again, other = (
+        create(tiny_learner, toy_split, init=init, attention_label_type=CLS, seed=seed) for seed in (0, 1)
+    )
+    assert all(torch.equal(first.raw[name], again.raw[name]) for name in first.raw)
+    for name in ("inputs_embeds", "attention_labels"):
+        assert not torch.equal(first.raw[name], other.raw[name])
+
+
+@pytest.mark.parametrize("length", [3, 30])
+def test_real_init_is_a_text_of_the_class_tiled(
+    tiny_learner32: Learner, toy_split: TokenizedSplit, length: int
+) -> None:
+    distilled = create(tiny_learner32, toy_split, seq_length=length, data_per_label=2, init=Init.real)
+
+    def tiled(row: int) -> Tensor:
+        ids = torch.from_numpy(toy_split.ids[toy_split.offsets[row] : toy_split.offsets[row + 1]]).long()
+        return tiny_learner32.embed(torch.stack([ids[i % len(ids)] for i in range(length)]))
+
+    found = []
+    for sample, embeds in enumerate(distilled.raw["inputs_embeds"]):
+        rows = [row for row in range(len(toy_split)) if toy_split.labels[row] == sample % 3]
+        found.append({row for row in rows if torch.equal(tiled(row), embeds)})
+        assert found[-1], f"sample {sample} is no text of its class"
+    if length == 30:
+        assert all(found[i].isdisjoint(found[i + 3]) for i in range(3)), "a text was drawn twice"
+
+
+def test_noise_init_is_standard_normal(tiny_learner: Learner, toy_split: TokenizedSplit) -> None:
+    embeds = create(tiny_learner, toy_split, seq_length=60, init=Init.noise).raw["inputs_embeds"]
+    assert float(embeds.mean()) == pytest.approx(0, abs=0.05)
+    assert float(embeds.std()) == pytest.approx(1, rel=0.05)
+
+
+# --- learning rates
+
+
+@pytest.mark.parametrize(
+    ("for_step", "decay", "expected"),
+    [(True, False, [0.3, 0.3, 0.3]), (False, False, [0.3, 0.3, 0.3]), (False, True, [0.3, 0.2, 0.1])],
+)
+def test_lr_per_step_shared_and_with_linear_decay(
+    tiny_learner: Learner, toy_split: TokenizedSplit, for_step: bool, decay: bool, expected: list[float]
+) -> None:
+    distilled = create(tiny_learner, toy_split, steps=3, lr_for_step=for_step, lr_linear_decay=decay)
+    assert distilled.raw["lr"].shape == ((3,) if for_step else ())
+    torch.testing.assert_close(
+        distilled.lr.detach(), torch.tensor(expected, dtype=torch.float64), rtol=1e-6, atol=0
+    )
+    batches = distilled.batches(0)
+    assert [float(batch.lr) for batch in batches] == distilled.lr.tolist()
+
+
+@pytest.mark.parametrize("lr_init", [1e-6, 0.01, 1.0, 1000.0])
+def test_lr_starts_at_lr_init(tiny_learner: Learner, toy_split: TokenizedSplit, lr_init: float) -> None:
+    assert float(create(tiny_learner, toy_split, lr_init=lr_init).lr) == pytest.approx(lr_init, rel=1e-5)
+
+
+# --- invariants of the raw tensors
+
+
+def a_set(
+    seed: int,
+    label_type: LabelType = LabelType.soft,
+    attention: AttentionLabelType = CLS,
+    per_label: int = 2,
+    length: int = 3,
+    steps: int = 2,
+    for_step: bool = True,
+    scale: float = 1.0,
+) -> DistilledDataset:
+    """Random raw tensors; 2 classes, width 4, 2 layers, 3 heads."""
+    generator = torch.Generator().manual_seed(seed)
+    count, rows = 2 * per_label, attention.rows(length)
+    shapes = {"inputs_embeds": (count, length, 4), "labels": (count, 2), "lr": (steps,) if for_step else ()}
+    if rows:
+        shapes["attention_labels"] = (count, 2, 3, rows, length)
+    raw = {name: scale * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    config = DistilledDataConfig(
+        data_per_label=per_label,
+        attention_label_type=attention,
+        seq_length=length,
+        label_type=label_type,
+        lr_for_step=for_step,
+    )
+    model = {"name": "some/model", "revision": None, "embedding_size": 4, "num_layers": 2, "num_heads": 3}
+    card = Card("toy", ("no", "yes"), model, {"path": "x"}, {"seed": seed})
+    return DistilledDataset(raw, config, LearnerTrainConfig(steps, 1), card)
+
+
+@given(st.integers(0, 1000), st.floats(0.01, 20), st.sampled_from([CLS, ALL]))
+def test_raw_tensors_become_probabilities_and_positive_rates(
+    seed: int, scale: float, attention: AttentionLabelType
+) -> None:
+    distilled = a_set(seed, attention=attention, scale=scale)
+    attention_labels = distilled.attention_labels
+    assert attention_labels is not None
+    for probabilities in (distilled.labels, attention_labels):
+        sums = probabilities.sum(-1)
+        assert (probabilities >= 0).all()
+        torch.testing.assert_close(sums, torch.ones_like(sums))
+    assert (distilled.lr > 0).all()
+
+
+@given(st.sampled_from([LabelType.hard, LabelType.unrestricted]))
+def test_other_labels_are_used_as_they_are(label_type: LabelType) -> None:
+    distilled = a_set(0, label_type=label_type)
+    assert torch.equal(distilled.labels, distilled.raw["labels"])
+    assert distilled.raw["labels"].requires_grad == (label_type is LabelType.unrestricted)
+
+
+# --- what steps read
+
+
+def test_steps_cycle_through_the_samples_in_order() -> None:
+    distilled = a_set(0, per_label=2, steps=5)
+    embeds = distilled.raw["inputs_embeds"]
+    for order_seed in (0, 1):
+        batches = distilled.batches(order_seed)
+        for batch, rows in zip(batches, [[0, 1], [2, 3], [0, 1], [2, 3], [0, 1]], strict=True):
+            assert torch.equal(batch.inputs_embeds, embeds[rows])
+            assert torch.equal(batch.labels, distilled.labels[rows])
+            assert batch.attention_labels is not None
+            assert torch.equal(batch.attention_labels, distilled.attention_labels[rows])
+
+
+def test_without_fixed_order_the_seed_draws_each_steps_samples() -> None:
+    distilled = a_set(0, per_label=6, steps=4)
+    distilled.config.fix_order = False
+
+    def rows(order_seed: int) -> list[list[int]]:
+        embeds = distilled.raw["inputs_embeds"].flatten(1)
+        return [
+            [int((embeds == sample).all(1).nonzero()) for sample in batch.inputs_embeds.flatten(1)]
+            for batch in distilled.batches(order_seed)
+        ]
+
+    drawn = rows(0)
+    assert drawn == rows(0)
+    assert drawn != rows(1)
+    assert len({tuple(step) for step in drawn}) > 1
+    for step in drawn:
+        assert len(step) == len(set(step)) == 2
+    for batch, step in zip(distilled.batches(0), drawn, strict=True):
+        assert torch.equal(batch.labels, distilled.labels[step])
+
+
+def test_dropout_masks_differ_between_steps_and_seeds() -> None:
+    distilled = a_set(0, steps=3)
+    seeds = [batch.dropout_seed for order_seed in (0, 1) for batch in distilled.batches(order_seed)]
+    assert len(set(seeds)) == 6
+
+
+# --- gradients of the raw tensors
+
+
+def outer_loss_of(learner: Learner) -> Callable[[Params], Tensor]:
+    ids = torch.randint(5, len(VOCABULARY), (3, 9), generator=torch.Generator().manual_seed(0))
+    return lambda params: task_loss(learner(params, {"input_ids": ids}).logits, torch.tensor([0, 1, 2]))
+
+
+@pytest.mark.parametrize(
+    ("label_type", "attention", "for_step", "decay", "fix_order"),
+    [
+        (LabelType.soft, CLS, True, False, True),
+        (LabelType.unrestricted, ALL, False, True, True),
+        (LabelType.hard, NONE, False, False, False),
+        (LabelType.soft, CLS, True, False, False),
+    ],
+)
+def test_gradients_of_raw_tensors_are_central_differences(
+    tiny_learner: Learner,
+    toy_split: TokenizedSplit,
+    label_type: LabelType,
+    attention: AttentionLabelType,
+    for_step: bool,
+    decay: bool,
+    fix_order: bool,
+) -> None:
+    """Two batches, three steps: the first batch is used twice and its two contributions add up."""
+    distilled = create(
+        tiny_learner,
+        toy_split,
+        steps=3,
+        data_per_label=2,
+        label_type=label_type,
+        attention_label_type=attention,
+        lr_for_step=for_step,
+        lr_linear_decay=decay,
+        fix_order=fix_order,
+    )
+    with torch.no_grad():  # unequal rates
+        distilled.raw["lr"] += torch.tensor([0.0, -1.0, 0.5])[: distilled.raw["lr"].numel()].view_as(
+            distilled.raw["lr"]
+        )
+    inner_loss = distilled.inner_loss(tiny_learner, exact=True)
+    outer_loss, params = outer_loss_of(tiny_learner), tiny_learner.fresh_params(0)
+    batches = distilled.batches(order_seed=3)
+    result = hypergradient(Estimator.reverse, inner_loss, outer_loss, params, batches)
+    gradients = distilled.pull_back(batches, result.parts)
+
+    learned = {name for name, tensor in distilled.raw.items() if tensor.requires_grad}
+    assert gradients.keys() == learned == distilled.raw.keys() - ({"labels"} if label_type == "hard" else set())
+    for name in learned:
+        tensor = distilled.raw[name]
+        generator = torch.Generator().manual_seed(len(name))
+        direction = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+        direction /= direction.norm()
+
+        def along(step: float) -> float:
+            start = tensor.detach().clone()  # noqa: B023
+            with torch.no_grad():
+                tensor.copy_(start + step * direction)  # noqa: B023
+                moved = distilled.batches(order_seed=3)
+                tensor.copy_(start)  # noqa: B023
+            return float(outer_loss(fine_tune(inner_loss, params, moved)))
+
+        assert gradients[name].shape == tensor.shape
+        slope = float((gradients[name] * direction).sum())
+        assert slope == pytest.approx(directional_derivative(along), rel=1e-6, abs=1e-9), name
+
+
+def test_contributions_of_a_sample_used_in_several_steps_add_up() -> None:
+    distilled = a_set(0, label_type=LabelType.unrestricted, attention=NONE, per_label=2, steps=3, for_step=False)
+    batches = distilled.batches(0)
+    parts = [
+        {name: torch.full_like(tensor, 10.0**t) for name, tensor in {**batch.learned, "lr": batch.lr}.items()}
+        for t, batch in enumerate(batches)
+    ]
+    gradients = distilled.pull_back(batches, parts)
+    for name in ("inputs_embeds", "labels"):
+        assert gradients[name][:2].unique().tolist() == [101.0]
+        assert gradients[name][2:].unique().tolist() == [10.0]
+    expected = 111 * torch.sigmoid(distilled.raw["lr"].detach())
+    torch.testing.assert_close(gradients["lr"], expected)
+
+
+def test_labels_of_keys_out_of_reach_stay_zero(
+    save_model: Callable[..., Path], toy_split: TokenizedSplit, tmp_path: Path
+) -> None:
+    """ModernBERT's local layers, here with windows of two keys to each side."""
+    config = ModernBertConfig(
+        vocab_size=len(VOCABULARY),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=32,
+        local_attention=4,
+        layer_types=["full_attention", "sliding_attention"],
+        pad_token_id=0,
+        cls_token_id=2,
+        bos_token_id=2,
+        sep_token_id=3,
+        eos_token_id=3,
+    )
+    learner = Learner(ModelConfig(model_name=str(save_model(config, tmp_path / "modernbert"))), CLASS_NAMES)
+    distilled = create(learner, toy_split, attention_label_type=ALL)
+    window = (torch.arange(7)[:, None] - torch.arange(7)).abs() <= 2
+    attention_labels = distilled.attention_labels
+    assert attention_labels is not None
+    assert (attention_labels[:, 0] > 0).all()
+    assert torch.equal(attention_labels[:, 1] > 0, window.expand(3, 4, 7, 7))
+
+    batches = distilled.batches(0)
+    result = hypergradient(
+        Estimator.difference,
+        distilled.inner_loss(learner),
+        outer_loss_of(learner),
+        learner.fresh_params(0),
+        batches,
+    )
+    gradient = distilled.pull_back(batches, result.parts)["attention_labels"]
+    assert gradient.isfinite().all()
+    assert torch.equal(gradient[:, 1] != 0, window.expand(3, 4, 7, 7))
+
+
+# --- folders
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.integers(0, 1000),
+    st.sampled_from(list(LabelType)),
+    st.sampled_from([NONE, CLS, ALL]),
+    st.integers(1, 3),
+    st.integers(1, 4),
+    st.integers(1, 3),
+    st.booleans(),
+)
+def test_what_is_saved_is_what_is_loaded(
+    seed: int,
+    label_type: LabelType,
+    attention: AttentionLabelType,
+    per_label: int,
+    length: int,
+    steps: int,
+    for_step: bool,
+) -> None:
+    distilled = a_set(seed, label_type, attention, per_label, length, steps, for_step)
+    with tempfile.TemporaryDirectory() as folder:
+        distilled.save_pretrained(Path(folder, "set"), outer_steps=3)
+        loaded = DistilledDataset.from_pretrained(Path(folder, "set"))
+    assert loaded.raw.keys() == distilled.raw.keys()
+    for name, tensor in distilled.raw.items():
+        assert torch.equal(loaded.raw[name], tensor)
+        assert loaded.raw[name].requires_grad == tensor.requires_grad
+    assert loaded.config == distilled.config
+    assert loaded.train_config == distilled.train_config
+    assert loaded.card == Card(
+        "toy",
+        ("no", "yes"),
+        distilled.card.model,
+        {"path": "x"},
+        {"seed": seed, "outer_steps": 3},
+    )
+
+
+def test_the_card_names_task_model_and_shapes(tmp_path: Path) -> None:
+    a_set(0).save_pretrained(tmp_path / "set")
+    readme = (tmp_path / "set" / "README.md").read_text()
+    assert "# toy, distilled for some/model" in readme
+    assert "`attention_labels`: (4, 2, 3, 1, 3)" in readme
+
+
+def write_reference_folder(folder: Path, distilled: DistilledDataset) -> None:
+    """As the reference implementation's ``DistilledData.save_pretrained`` writes it."""
+    config = {key: value for key, value in asdict(distilled.config).items() if key != "init"}
+    card = {
+        "config": {key: str(value) if isinstance(value, str) else value for key, value in config.items()},
+        "train_config": asdict(distilled.train_config),
+        "num_labels": 2,
+        "hidden_size": 4,
+        "num_layers": 2,
+        "num_heads": 3,
+    }
+    (folder / "config.json").write_text(json.dumps(card, indent=4))
+    torch.save({name: tensor.detach() for name, tensor in distilled.raw.items()}, folder / "data_dict")
+
+
+@pytest.mark.parametrize("label_type", list(LabelType))
+@pytest.mark.parametrize("attention", [NONE, CLS, ALL])
+@pytest.mark.parametrize("for_step", [True, False])
+def test_the_references_format_is_read(
+    tmp_path: Path, label_type: LabelType, attention: AttentionLabelType, for_step: bool
+) -> None:
+    distilled = a_set(0, label_type, attention, for_step=for_step)
+    write_reference_folder(tmp_path, distilled)
+    loaded = DistilledDataset.from_pretrained(tmp_path)
+    assert all(torch.equal(loaded.raw[name], tensor) for name, tensor in distilled.raw.items())
+    assert loaded.train_config == distilled.train_config
+    assert {**asdict(loaded.config), "init": None} == {**asdict(distilled.config), "init": None}
+    assert loaded.card.model["embedding_size"] == 4
+    assert len(loaded.card.class_names) == 2
+
+
+# --- fine-tuning a model
+
+
+def test_finetune_is_the_learner_that_evaluation_scores(
+    tiny_learner32: Learner, toy_split: TokenizedSplit
+) -> None:
+    distilled = create(tiny_learner32, toy_split, steps=2, attention_label_type=CLS)
+    params = fine_tune(
+        distilled.inner_loss(tiny_learner32),
+        tiny_learner32.fresh_params(stream_seed(7, "head", "evaluation", 2)),
+        distilled.batches(stream_seed(7, "inner", "evaluation", 2)),
+    )
+    # By name: the card remembers which model the set was made for.
+    for model in (distilled.finetune(seed=7, index=2), distilled.finetune(tiny_learner32, seed=7, index=2)):
+        weights = dict(model.named_parameters())
+        assert all(torch.equal(weights[name], tensor) for name, tensor in params.items())
+        assert model.config.id2label == dict(enumerate(CLASS_NAMES))
+    other = distilled.finetune(tiny_learner32, seed=7, index=1)
+    assert not torch.equal(dict(other.named_parameters())["classifier.weight"], params["classifier.weight"])
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"data_per_label": 0}, "distilled_data.data_per_label must be at least 1, got 0"),
+        ({"seq_length": 0}, "distilled_data.seq_length must be at least 1, got 0"),
+        ({"seq_length": 65}, "distilled_data.seq_length must be at most the 64 positions of"),
+        ({"lr_init": 0.0}, "distilled_data.lr_init must be above 0, got 0.0"),
+        ({"lr_init": -0.1}, "distilled_data.lr_init must be above 0, got -0.1"),
+        ({"lr_init": float("nan")}, "distilled_data.lr_init must be above 0, got nan"),
+        (
+            {"attention_label_type": CLS, "attention_loss_lambda": 0.0},
+            "distilled_data.attention_loss_lambda must be above 0 with attention labels (cls), got 0.0",
+        ),
+        ({"steps": 0}, "learner_train.train_step must be at least 1, got 0"),
+        (
+            {"data_per_label": 3, "batch_size": 2},
+            "distilled_data.data_per_label=3 must be divisible by learner_train.batch_size_per_label=2",
+        ),
+        (
+            {"data_per_label": 2, "batch_size": 3},
+            "learner_train.batch_size_per_label must be from 1 to distilled_data.data_per_label=2, got 3",
+        ),
+        ({"batch_size": 0}, "learner_train.batch_size_per_label must be from 1 to"),
+        ({"data_per_label": 11, "init": Init.real}, "class 0 has 10 rows, fewer than the 11"),
+    ],
+)
+def test_settings_out_of_range_are_refused(
+    tiny_learner: Learner, toy_split: TokenizedSplit, kwargs: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        create(tiny_learner, toy_split, **kwargs)
+
+
+def test_lambda_zero_and_odd_batches_are_fine_where_they_have_a_meaning(
+    tiny_learner: Learner, toy_split: TokenizedSplit
+) -> None:
+    create(tiny_learner, toy_split, attention_loss_lambda=0.0)
+    create(tiny_learner, toy_split, data_per_label=3, batch_size=2, fix_order=False)
+
+
+def test_tensors_of_other_shapes_are_refused() -> None:
+    distilled = a_set(0)
+    raw = {**distilled.raw, "lr": torch.zeros(3)}
+    with pytest.raises(ValueError, match=r"must have shapes .*'lr': \(2,\).*, got .*'lr': \(3,\)"):
+        DistilledDataset(raw, distilled.config, distilled.train_config, distilled.card)
+
+
+OTHER_MODELS: dict[str, tuple[dict[str, int], tuple[str, ...], str]] = {
+    "width": ({"hidden_size": 24}, CLASS_NAMES, "with embedding_size 16, but model.model_name={name} has 24"),
+    "depth": ({"num_hidden_layers": 1}, CLASS_NAMES, "with num_layers 2, but model.model_name={name} has 1"),
+    "heads": ({"num_attention_heads": 2}, CLASS_NAMES, "with num_heads 4, but model.model_name={name} has 2"),
+    "classes": ({}, ("a", "b"), "the distilled set has 3 classes ['a', 'b', 'c'], but the data have 2"),
+    "positions": (
+        {"max_position_embeddings": 6},
+        CLASS_NAMES,
+        "the distilled set has 7 positions, but model.model_name={name} takes at most 6",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", list(OTHER_MODELS))
+def test_a_learner_of_another_shape_is_refused(
+    tiny_learner32: Learner,
+    toy_split: TokenizedSplit,
+    save_model: Callable[..., Path],
+    tmp_path: Path,
+    what: str,
+) -> None:
+    changes, class_names, message = OTHER_MODELS[what]
+    name = str(save_model(BertConfig(**(tiny_bert_config().to_dict() | changes)), tmp_path / what))
+    other = Learner(ModelConfig(model_name=name), class_names)
+    distilled = create(tiny_learner32, toy_split, attention_label_type=CLS)
+    with pytest.raises(ValueError, match=re.escape(message.format(name=name))):
+        distilled.check(other)
+    with pytest.raises(ValueError, match=re.escape(message.format(name=name))):
+        distilled.finetune(other)
+    if what in ("depth", "heads"):  # these matter to attention labels only
+        create(tiny_learner32, toy_split).check(other)
