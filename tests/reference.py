@@ -35,9 +35,7 @@ def attention_loss(rows: Tensor, attention_labels: Tensor) -> float:
     return total / len(all_rows)
 
 
-def attention(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
-) -> tuple[Tensor, Tensor]:
+def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
     """Output (B, L, H, D/H) and rows (B, H, L, L) of attention with a boolean mask (B, 1, L, L)."""
     samples, heads, length, width = query.shape
     output = torch.zeros(samples, length, heads, width, dtype=query.dtype)

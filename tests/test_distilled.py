@@ -68,15 +68,11 @@ def test_create_has_the_shapes_of_the_design(
 
 
 @pytest.mark.parametrize("init", list(Init))
-def test_create_depends_on_the_seed_only(
-    tiny_learner: Learner, toy_split: TokenizedSplit, init: Init
-) -> None:
+def test_create_depends_on_the_seed_only(tiny_learner: Learner, toy_split: TokenizedSplit, init: Init) -> None:
     torch.manual_seed(0)
     first = create(tiny_learner, toy_split, init=init, attention_label_type=CLS)
     torch.manual_seed(1)
-    again, other = (
-        create(tiny_learner, toy_split, init=init, attention_label_type=CLS, seed=seed) for seed in (0, 1)
-    )
+    again, other = (create(tiny_learner, toy_split, init=init, attention_label_type=CLS, seed=seed) for seed in (0, 1))
     assert all(torch.equal(first.raw[name], again.raw[name]) for name in first.raw)
     for name in ("inputs_embeds", "attention_labels"):
         assert not torch.equal(first.raw[name], other.raw[name])
@@ -102,7 +98,7 @@ def test_real_init_is_a_text_of_the_class_tiled(
 
 
 def test_noise_init_is_standard_normal(tiny_learner: Learner, toy_split: TokenizedSplit) -> None:
-    embeds = create(tiny_learner, toy_split, seq_length=60, init=Init.noise).raw["inputs_embeds"]
+    embeds = create(tiny_learner, toy_split, seq_length=60, init=Init.noise).raw["inputs_embeds"].detach()
     assert float(embeds.mean()) == pytest.approx(0, abs=0.05)
     assert float(embeds.std()) == pytest.approx(1, rel=0.05)
 
@@ -119,9 +115,7 @@ def test_lr_per_step_shared_and_with_linear_decay(
 ) -> None:
     distilled = create(tiny_learner, toy_split, steps=3, lr_for_step=for_step, lr_linear_decay=decay)
     assert distilled.raw["lr"].shape == ((3,) if for_step else ())
-    torch.testing.assert_close(
-        distilled.lr.detach(), torch.tensor(expected, dtype=torch.float64), rtol=1e-6, atol=0
-    )
+    torch.testing.assert_close(distilled.lr.detach(), torch.tensor(expected, dtype=torch.float64), rtol=1e-6, atol=0)
     batches = distilled.batches(0)
     assert [float(batch.lr) for batch in batches] == distilled.lr.tolist()
 
@@ -431,9 +425,7 @@ def test_the_references_format_is_read(
 # --- fine-tuning a model
 
 
-def test_finetune_is_the_learner_that_evaluation_scores(
-    tiny_learner32: Learner, toy_split: TokenizedSplit
-) -> None:
+def test_finetune_is_the_learner_that_evaluation_scores(tiny_learner32: Learner, toy_split: TokenizedSplit) -> None:
     distilled = create(tiny_learner32, toy_split, steps=2, attention_label_type=CLS)
     params = fine_tune(
         distilled.inner_loss(tiny_learner32),

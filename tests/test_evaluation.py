@@ -16,13 +16,17 @@ from textdistill.learner import Learner
 from textdistill.task import TokenizedSplit
 
 
-@pytest.fixture(scope="module")
-def trained(tiny_learner: Learner, toy_split: TokenizedSplit) -> TrainedLearner:
+def trained_learners(learner: Learner, split: TokenizedSplit) -> TrainedLearner:
     """Learners of a distilled set whose steps matter and draw their samples at random."""
     config = DistilledDataConfig(data_per_label=2, seq_length=4, lr_init=1.0, fix_order=False)
     card = Card("toy", CLASS_NAMES, {})
-    distilled = DistilledDataset.create(config, LearnerTrainConfig(train_step=2), card, tiny_learner, toy_split, seed=0)
-    return trained_on(distilled, tiny_learner, 0, "evaluation")
+    distilled = DistilledDataset.create(config, LearnerTrainConfig(train_step=2), card, learner, split, seed=0)
+    return trained_on(distilled, learner, 0, "evaluation")
+
+
+@pytest.fixture(scope="module")
+def trained(tiny_learner: Learner, toy_split: TokenizedSplit) -> TrainedLearner:
+    return trained_learners(tiny_learner, toy_split)
 
 
 def test_learner_does_not_depend_on_how_many_are_scored(
@@ -77,13 +81,14 @@ def test_every_row_is_scored_once(
     assert result["loss"].mean == pytest.approx(sum(losses) / len(losses), rel=1e-5)
 
 
-def spans(split: TokenizedSplit) -> list[tuple[int, int]]:
-    return list(zip(split.offsets[:-1].tolist(), split.offsets[1:].tolist(), strict=True))
+def token_ids(split: TokenizedSplit) -> list[torch.Tensor]:
+    return list(torch.from_numpy(split.ids).long().split(split.lengths.tolist()))
 
 
-def test_bfloat16_changes_little(trained: TrainedLearner, tiny_learner: Learner, toy_split: TokenizedSplit) -> None:
-    full = score(trained, tiny_learner, toy_split, (), 1, 10)["loss"].mean
-    half = score(trained, tiny_learner, toy_split, (), 1, 10, bf16=True)["loss"].mean
+def test_bfloat16_changes_little(tiny_learner32: Learner, toy_split: TokenizedSplit) -> None:
+    trained = trained_learners(tiny_learner32, toy_split)
+    full = score(trained, tiny_learner32, toy_split, (), 1, 10)["loss"].mean
+    half = score(trained, tiny_learner32, toy_split, (), 1, 10, bf16=True)["loss"].mean
     assert half != full
     assert half == pytest.approx(full, rel=0.05)
 

@@ -63,9 +63,7 @@ def estimate(
     exact: bool = False,
 ) -> Hypergradient:
     inner_loss = make_inner_loss(learner, label_type, LAMBDA, exact or estimator.exact)
-    return hypergradient(
-        estimator, inner_loss, make_outer_loss(learner), learner.fresh_params(0), batches, eps=eps
-    )
+    return hypergradient(estimator, inner_loss, make_outer_loss(learner), learner.fresh_params(0), batches, eps=eps)
 
 
 def assert_same(a: Hypergradient, b: Hypergradient, tolerance: float) -> None:
@@ -131,8 +129,7 @@ def test_exact_estimators_are_central_differences(
     batches = some_batches(label_type, steps)
     inner_loss = make_inner_loss(tiny_learner, label_type, LAMBDA, exact=True)
     results = [
-        estimate(estimator, tiny_learner, label_type, batches)
-        for estimator in (Estimator.reverse, Estimator.forward)
+        estimate(estimator, tiny_learner, label_type, batches) for estimator in (Estimator.reverse, Estimator.forward)
     ]
     assert_same(*results, tolerance=1e-10)
     for t, batch in enumerate(batches):
@@ -177,9 +174,7 @@ def test_difference_is_first_order_in_eps(tiny_learner: Learner) -> None:
 def test_dropout_masks_are_replayed(dropout_learner: Learner, estimator: Estimator) -> None:
     batches = some_batches(CLS, 2)
     # Fused and plain attention drop other weights for the same seed, so both sides are exact here.
-    result, reverse = (
-        estimate(e, dropout_learner, CLS, batches, exact=True) for e in (estimator, Estimator.reverse)
-    )
+    result, reverse = (estimate(e, dropout_learner, CLS, batches, exact=True) for e in (estimator, Estimator.reverse))
     assert_same(result, reverse, tolerance=1e-5)
     without = [dataclasses.replace(batch, dropout_seed=None) for batch in batches]
     plain = estimate(estimator, dropout_learner, CLS, without, exact=True)
@@ -195,9 +190,7 @@ def test_redrawn_word_embeddings_do_not_matter(tiny_bert: str, estimator: Estima
     words = "bert.embeddings.word_embeddings.weight"
     table = learner.fresh_params(0)[words]
     inner_loss = make_inner_loss(learner, CLS, LAMBDA, exact=True)
-    result = hypergradient(
-        estimator, inner_loss, make_outer_loss(learner), learner.fresh_params(0), batches, eps=1e-6
-    )
+    result = hypergradient(estimator, inner_loss, make_outer_loss(learner), learner.fresh_params(0), batches, eps=1e-6)
     # The same learner with its word embeddings out of reach.
     outer_loss = make_outer_loss(learner)
     params = {name: tensor for name, tensor in learner.fresh_params(0).items() if name != words}
@@ -210,8 +203,7 @@ def test_redrawn_word_embeddings_do_not_matter(tiny_bert: str, estimator: Estima
 @pytest.mark.parametrize("estimator", list(Estimator))
 def test_nothing_is_written_and_no_graph_survives(tiny_learner: Learner, estimator: Estimator) -> None:
     batches = [
-        dataclasses.replace(batch, inputs_embeds=batch.inputs_embeds.requires_grad_())
-        for batch in some_batches(CLS, 2)
+        dataclasses.replace(batch, inputs_embeds=batch.inputs_embeds.requires_grad_()) for batch in some_batches(CLS, 2)
     ]
     params = tiny_learner.fresh_params(0)
     result = hypergradient(

@@ -108,13 +108,9 @@ def test_the_body_is_the_checkpoint_bit_for_bit_after_a_training(tiny_bert: Path
     learner = Learner(ModelConfig(model_name=str(tiny_bert)), CLASS_NAMES)
     before = fingerprint(learner)
     checkpoint = AutoModelForSequenceClassification.from_pretrained(tiny_bert).state_dict()
-    batches = [
-        InnerBatch(x.float(), torch.eye(3), None, torch.tensor(0.5)) for x in randn(0, 2, 3, 7, 16).unbind()
-    ]
+    batches = [InnerBatch(x.float(), torch.eye(3), None, torch.tensor(0.5)) for x in randn(0, 2, 3, 7, 16).unbind()]
     trained = fine_tune(make_inner_loss(learner, NONE, 0.0), learner.fresh_params(0), batches)
-    assert not torch.equal(
-        trained["bert.pooler.dense.weight"], learner.fresh_params(0)["bert.pooler.dense.weight"]
-    )
+    assert not torch.equal(trained["bert.pooler.dense.weight"], learner.fresh_params(0)["bert.pooler.dense.weight"])
     # fresh_params returns clones: writing to them must not reach the pretrained weights.
     for tensor in learner.fresh_params(1).values():
         tensor.fill_(7.0)
@@ -275,7 +271,9 @@ CONFIGS: dict[str, PreTrainedConfig] = {
 }
 OWN_ATTENTION = {"mpnet", "deberta-v2"}
 # RoBERTa and its kin number positions from padding_idx + 1 = 2.
-MAX_POSITIONS = {name: POSITIONS for name in CONFIGS} | dict.fromkeys(["roberta", "xlm-roberta", "mpnet"], POSITIONS - 2)
+MAX_POSITIONS = {name: POSITIONS for name in CONFIGS} | dict.fromkeys(
+    ["roberta", "xlm-roberta", "mpnet"], POSITIONS - 2
+)
 
 
 @pytest.fixture(scope="module", params=list(CONFIGS))
@@ -334,9 +332,7 @@ def test_fused_and_exact_agree_on_logits_and_rows(learner: Learner, label_type: 
         # Where a padded query sees no key at all, nothing of it reaches the logits.
         used = inputs.get("attention_mask", torch.ones(3, length)).bool()
         if label_type is ALL:
-            fused, exact = (
-                out._replace(rows=out.rows.permute(0, 3, 1, 2, 4)[used]) for out in (fused, exact)
-            )
+            fused, exact = (out._replace(rows=out.rows.permute(0, 3, 1, 2, 4)[used]) for out in (fused, exact))
         torch.testing.assert_close(fused.rows, exact.rows, rtol=0, atol=1e-12)
         sums = exact.rows.sum(-1)
         torch.testing.assert_close(sums, torch.ones_like(sums), rtol=0, atol=1e-12)
@@ -353,9 +349,7 @@ def test_fused_and_exact_agree_in_float32(folder: Path) -> None:
 
 
 def transformers_own(folder: Path, params: Mapping[str, Tensor], attention: str | None) -> PreTrainedModel:
-    model = AutoModelForSequenceClassification.from_pretrained(
-        folder, num_labels=3, attn_implementation=attention
-    )
+    model = AutoModelForSequenceClassification.from_pretrained(folder, num_labels=3, attn_implementation=attention)
     model.double().load_state_dict(params, strict=False)
     return model.eval()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 
 import numpy as np
 import torch
@@ -78,7 +79,8 @@ def random_samples(
             trained(lr, "validation"), learner, splits["validation"], (), RANDOM_DRAWS, batch_size,
             description=f"random samples, lr {lr:g}",
         )  # fmt: skip
-        losses[lr] = scores["loss"].mean
+        # A rate at which learners diverge is never the best.
+        losses[lr] = scores["loss"].mean if math.isfinite(scores["loss"].mean) else math.inf
         logger.info("random samples, lr %g: validation loss %.4f", lr, losses[lr])
     best = min(losses, key=losses.__getitem__)
     return trained(best, "evaluation"), best

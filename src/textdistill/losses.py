@@ -43,7 +43,7 @@ def attention_loss(rows: Tensor, attention_labels: Tensor) -> Tensor:
     Source: Maekawa et al. (2023), equation 5.
 
     """
-    # Where a probability underflows, its logarithm stays finite and its gradient is zero.
-    log_rows = rows.clamp_min(torch.finfo(rows.dtype).tiny).log()
-    divergence = torch.xlogy(attention_labels, attention_labels) - attention_labels * log_rows
-    return divergence.sum(-1).mean()
+    # Where a probability is 0, its logarithm stays finite, and so do the gradients.
+    tiny = torch.finfo(rows.dtype).tiny
+    log_ratio = attention_labels.clamp_min(tiny).log() - rows.clamp_min(tiny).log()
+    return (attention_labels * log_ratio).sum(-1).mean()

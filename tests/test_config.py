@@ -1,0 +1,314 @@
+"""Every key, what it changes, what contradicts it, and the experiments."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import toy
+from textdistill.attention import AttentionLabelType
+from textdistill.commands import distill
+from textdistill.config import RunConfig, compose
+from textdistill.distilled import Init, LabelType
+from textdistill.hypergradient import Estimator
+from textdistill.task import Protocol
+from textdistill.trainer import OptimizerType
+
+# Keys that the reference implementation does not have.
+OURS = {
+    "data.path",
+    "data.text_columns",
+    "data.label_column",
+    "data.max_length",
+    "data.protocol",
+    "distilled_data.init",
+    "train.estimator",
+    "train.max_steps",
+    "train.val_steps",
+    "train.heads_per_step",
+    "tracking",
+}
+
+
+def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values."""
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if is_dataclass(value):
+            yield from leaves(value, f"{prefix}{field.name}.")
+        else:
+            yield f"{prefix}{field.name}", value
+
+
+METHOD = "dpc_1.step_1.bsz_1.label_hard.al_none.lr_init_0.1.distill_lr_None"
+# Every key of the reference implementation: a value that is not our default, and besides the key itself, what
+# changes with it; or the key that replaces it where it is refused.
+KEYS: dict[str, tuple[Any, dict[str, Any] | str]] = {
+    "base.experiment_name": ("exp", {"base.save_method_dir": "./save/exp/METHOD"}),
+    "base.method": ("m", {"base.save_method_dir": "./save/ag_news.bert-base-uncased/m"}),
+    "base.run_name": ("r", {}),
+    "base.save_dir_root": ("/r", {"base.save_method_dir": "/r/ag_news.bert-base-uncased/METHOD"}),
+    "base.save_method_dir": ("/m", {}),
+    "base.save_dir": ("/d", {"train.save_ckpt_dir": "/d/checkpoints"}),
+    "base.data_dir_root": (
+        "/data",
+        {
+            "data.datasets_path": "/data/ag_news/datasets",
+            "data.preprocessed_datasets_path": "/data/ag_news/datasets_for_bert-base-uncased",
+        },
+    ),
+    "base.seed": (7, {}),
+    "data.task_name": (
+        "sst2",
+        {
+            "model.task_name": "sst2",
+            "evaluate.task_name": "sst2",
+            "base.experiment_name": "sst2.bert-base-uncased",
+            "data.datasets_path": "./data/sst2/datasets",
+        },
+    ),
+    "data.datasets_path": ("/x", {}),
+    "data.preprocessed_datasets_path": ("/x", {}),
+    "data.train_batch_size": (8, {}),
+    "data.valid_batch_size": (8, {}),
+    "data.test_batch_size": (8, {}),
+    "data.num_proc": (2, {}),
+    "data.force_preprocess": (True, {}),
+    "model.task_name": ("sst2", "data.task_name"),
+    "model.model_name": (
+        "org/roberta",
+        {
+            "base.experiment_name": "ag_news.roberta",
+            "data.preprocessed_datasets_path": "./data/ag_news/datasets_for_roberta",
+        },
+    ),
+    "model.use_pretrained_model": (False, {}),
+    "model.disable_dropout": (False, {}),
+    "distilled_data.pretrained_data_path": ("/set", {}),
+    "distilled_data.data_per_label": (3, {}),
+    "distilled_data.attention_label_type": ("cls", {}),
+    "distilled_data.attention_loss_lambda": (0.5, {}),
+    "distilled_data.seq_length": (32, {}),
+    "distilled_data.label_type": ("unrestricted", {}),
+    "distilled_data.lr_for_step": (False, {}),
+    "distilled_data.lr_init": (0.5, {}),
+    "distilled_data.lr_linear_decay": (True, {}),
+    "distilled_data.fix_order": (False, {}),
+    "learner_train.train_step": (3, {"train.inner_loop": 3}),
+    "learner_train.batch_size_per_label": (2, {}),
+    "train.skip_train": (True, {}),
+    "train.inner_loop": (3, "learner_train.train_step"),
+    "train.epoch": (2, {}),
+    "train.lr_inputs_embeds": (0.5, {}),
+    "train.lr_attention_labels": (0.5, {}),
+    "train.lr_labels": (0.5, {}),
+    "train.lr_lr": (0.5, {}),
+    "train.optimizer_type": ("momentum", {}),
+    "train.scheduler_type": ("cosine", {}),
+    "train.warmup_ratio": (0.5, {}),
+    "train.weight_decay": (0.5, {}),
+    "train.max_grad_norm": (0.5, {}),
+    "train.val_interval": (2, {}),
+    "train.log_interval": (5, {}),
+    "train.n_eval_model": (2, {}),
+    "train.save_ckpt_dir": ("/ckpt", {}),
+    "train.fp16": (True, {}),
+    "train.bf16": (True, {}),
+    "evaluate.task_name": ("sst2", "data.task_name"),
+    "evaluate.n_eval_model": (2, {}),
+    "evaluate.fp16": (True, {}),
+    "evaluate.bf16": (True, {}),
+}
+# These are part of the run's name.
+IN_METHOD = {
+    "distilled_data.data_per_label": "dpc_3.",
+    "learner_train.train_step": ".step_3.",
+    "learner_train.batch_size_per_label": ".bsz_2.",
+    "distilled_data.label_type": ".label_unrestricted.",
+    "distilled_data.attention_label_type": ".al_cls.",
+    "distilled_data.lr_init": ".lr_init_0.5.",
+    "train.lr_inputs_embeds": ".distill_lr_0.5",
+}
+
+
+def test_every_key_is_known() -> None:
+    assert {key for key, _ in leaves(RunConfig())} == set(KEYS) | OURS
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_key_of_the_reference(key: str) -> None:
+    value, effect = KEYS[key]
+    if isinstance(effect, str):
+        config = compose(f"{key}={value}")
+        with pytest.raises(ValueError, match=rf"{key} must be {effect}=.*, got {value}; .*{effect}"):
+            config.check()
+        return
+    default, config = dict(leaves(compose())), dict(leaves(compose(f"{key}={value}")))
+    assert default[key] != value
+    assert config[key] == value
+    for name, expected in effect.items():
+        assert default[name] != config[name]
+        assert config[name] == (expected.replace("METHOD", METHOD) if isinstance(expected, str) else expected)
+    assert IN_METHOD.get(key, "") in config["base.method"]
+    # Nothing changes but the key, what it implies, and names with a time.
+    changed = {name for name in config if config[name] != default[name]}
+    assert changed - {name for name in config if name.startswith(("base.", "train.save_ckpt_dir"))} <= {key, *effect}
+
+
+def test_names_follow_each_other() -> None:
+    base = compose("base.method=m", "base.save_dir_root=/r", "base.experiment_name=e").base
+    assert base.run_name.startswith("m.")
+    assert base.save_dir.startswith("/r/e/m/")
+    assert compose("base.save_method_dir=/m").base.save_dir.startswith("/m/")
+
+
+def test_reference_experiment_has_the_references_figures() -> None:
+    found = dict(leaves(compose("experiment=reference")))
+    expected = {
+        "data.train_batch_size": 32,
+        "data.valid_batch_size": 256,
+        "data.test_batch_size": 256,
+        "data.protocol": Protocol.paper,
+        "data.force_preprocess": False,
+        "model.model_name": "bert-base-uncased",
+        "model.use_pretrained_model": True,
+        "model.disable_dropout": True,
+        "distilled_data.pretrained_data_path": None,
+        "distilled_data.data_per_label": 1,
+        "distilled_data.attention_label_type": AttentionLabelType.none,
+        "distilled_data.attention_loss_lambda": 1.0,
+        "distilled_data.seq_length": 512,
+        "distilled_data.label_type": LabelType.hard,
+        "distilled_data.lr_for_step": True,
+        "distilled_data.lr_init": 1e-2,
+        "distilled_data.lr_linear_decay": False,
+        "distilled_data.fix_order": True,
+        "distilled_data.init": Init.noise,
+        "learner_train.train_step": 1,
+        "learner_train.batch_size_per_label": 1,
+        "train.skip_train": False,
+        "train.inner_loop": 1,
+        "train.epoch": 30,
+        "train.max_steps": None,
+        "train.lr_inputs_embeds": 1e-2,
+        "train.lr_attention_labels": 1e-2,
+        "train.lr_labels": 1e-2,
+        "train.lr_lr": 1e-2,
+        "train.optimizer_type": OptimizerType.adamw,
+        "train.scheduler_type": "linear",
+        "train.warmup_ratio": 0.1,
+        "train.weight_decay": 0.0,
+        "train.max_grad_norm": 1.0,
+        "train.val_interval": 1,
+        "train.val_steps": None,
+        "train.log_interval": -1,
+        "train.n_eval_model": 20,
+        "train.fp16": False,
+        "train.bf16": False,
+        "train.estimator": Estimator.reverse,
+        "train.heads_per_step": 1,
+        "evaluate.n_eval_model": 100,
+        "evaluate.fp16": False,
+        "evaluate.bf16": False,
+    }
+    assert {key: found[key] for key in expected} == expected
+    follows = compose("experiment=reference", "train.lr_inputs_embeds=0.1", "train.lr_lr=0.5").train
+    assert (follows.lr_attention_labels, follows.lr_labels, follows.lr_lr) == (0.1, 0.1, 0.5)
+
+
+EXPERIMENTS = sorted(
+    file.name.removesuffix(".yaml")
+    for file in files("textdistill.conf.experiment").iterdir()
+    if file.name.endswith(".yaml")
+)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_experiment_runs(name: str, tiny_bert: Path, toy_data: Path, tmp_path: Path) -> None:
+    settings = toy.overrides(tiny_bert, toy_data, tmp_path)
+    results = distill(compose(f"experiment={name}", *settings, "train.epoch=1"))
+    assert results["outer_steps"] == 2
+    assert len(list(tmp_path.glob("**/results.json"))) == 1
+
+
+# --- Contradictions, and settings without effect
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["distilled_data.data_per_label=0"], r"distilled_data\.data_per_label must be at least 1, got 0"),
+        (
+            ["distilled_data.data_per_label=3", "learner_train.batch_size_per_label=2"],
+            r"distilled_data\.data_per_label=3 must be divisible by learner_train\.batch_size_per_label=2 .* change one",
+        ),
+        (
+            ["distilled_data.attention_label_type=cls", "distilled_data.attention_loss_lambda=0"],
+            r"distilled_data\.attention_loss_lambda must be above 0 with attention labels \(cls\), got 0",
+        ),
+        (["train.epoch=0"], r"train\.epoch must be at least 1, got 0"),
+        (["evaluate.n_eval_model=0"], r"evaluate\.n_eval_model must be at least 1, got 0"),
+        (["learner_train.train_step=0"], r"learner_train\.train_step must be at least 1, got 0"),
+    ],
+)
+def test_contradictions(overrides: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        compose(*overrides).check()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        pytest.param(overrides, message, id=overrides[0])
+        for overrides, message in (
+            (
+                ["distilled_data.lr_linear_decay=true"],
+                "distilled_data.lr_linear_decay=true has no effect: distilled_data.lr_for_step=true",
+            ),
+            (
+                ["train.lr_attention_labels=0.5"],
+                "train.lr_attention_labels has no effect: distilled_data.attention_label_type=none",
+            ),
+            (["train.lr_labels=0.5"], "train.lr_labels has no effect: distilled_data.label_type=hard"),
+            (
+                ["distilled_data.data_per_label=6", "learner_train.train_step=2"],
+                "distilled_data.data_per_label=6 beyond 2 has no effect: learner_train.train_step=2 times"
+                " learner_train.batch_size_per_label=1",
+            ),
+        )
+    ],
+)
+def test_setting_without_effect_is_warned_of(
+    overrides: list[str], message: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    compose(*overrides).check()
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == [message]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["experiment=reference"],
+        ["distilled_data.lr_linear_decay=true", "distilled_data.lr_for_step=false"],
+        ["train.lr_labels=0.5", "distilled_data.label_type=soft"],
+        ["train.lr_attention_labels=0.5", "distilled_data.attention_label_type=all"],
+        ["distilled_data.data_per_label=6", "learner_train.train_step=3", "learner_train.batch_size_per_label=2"],
+        ["distilled_data.data_per_label=6", "distilled_data.fix_order=false"],
+    ],
+)
+def test_setting_with_effect_is_not_warned_of(overrides: list[str], caplog: pytest.LogCaptureFixture) -> None:
+    compose(*overrides).check()
+    assert caplog.records == []
+
+
+@pytest.mark.parametrize("override", ["data.nonsense=1", "distilled_data.label_type=sharp", "train.epoch=many"])
+def test_unknown_key_or_value(override: str) -> None:
+    with pytest.raises(ValueError, match=f"cannot compose the configuration: .*{override.partition('=')[0]}"):
+        compose(override)
