@@ -27,8 +27,39 @@ CLASS_WORDS = {
     "b": ["bread", "cheese", "apple", "soup", "rice", "cake", "salt", "honey"],
     "c": ["train", "ship", "bicycle", "truck", "plane", "tram", "wagon", "canoe"],
 }
-FILLERS = """the a one this that old new big small good bad near far red blue here there we saw had was and of
-with my your very some every two three""".split()
+FILLERS = [
+    "the",
+    "a",
+    "one",
+    "this",
+    "that",
+    "old",
+    "new",
+    "big",
+    "small",
+    "good",
+    "bad",
+    "near",
+    "far",
+    "red",
+    "blue",
+    "here",
+    "there",
+    "we",
+    "saw",
+    "had",
+    "was",
+    "and",
+    "of",
+    "with",
+    "my",
+    "your",
+    "very",
+    "some",
+    "every",
+    "two",
+    "three",
+]
 VOCABULARY = SPECIAL + [word for words in CLASS_WORDS.values() for word in words] + FILLERS
 CLASS_NAMES = tuple(CLASS_WORDS)
 

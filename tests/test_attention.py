@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import pytest
-import reference
 import torch
 from torch import Tensor, nn
 from transformers import AutoModel
 
+import reference
 from conftest import tiny_bert_config
 from textdistill.attention import AttentionLabelType, Recording, attention_kernel, recording
 
@@ -91,15 +91,20 @@ def test_rows_are_taken_before_dropout(label_type: AttentionLabelType) -> None:
 
 
 def test_blocks_nest_and_end_with_an_exception() -> None:
-    with recording(AttentionLabelType.cls, exact=False) as outer:
-        with (
-            pytest.raises(RuntimeError, match="inside"),
-            recording(AttentionLabelType.all, exact=False) as inner,
-        ):
-            attention_kernel(nn.Module(), *heads(), None)
-            raise RuntimeError("inside")
+    def call() -> None:
         attention_kernel(nn.Module(), *heads(), None)
-    attention_kernel(nn.Module(), *heads(), None)
+
+    def fail() -> None:
+        with recording(AttentionLabelType.all, exact=False):
+            raise RuntimeError("inside")
+
+    with recording(AttentionLabelType.cls, exact=False) as outer:
+        with recording(AttentionLabelType.all, exact=False) as inner:
+            call()
+        with pytest.raises(RuntimeError, match="inside"):
+            fail()
+        call()
+    call()
     assert (inner.calls, outer.calls) == (1, 1)
     assert [rows.size(2) for rows in inner.rows + outer.rows] == [L, 1]
 

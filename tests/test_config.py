@@ -71,6 +71,7 @@ KEYS: dict[str, tuple[Any, dict[str, Any] | str]] = {
             "evaluate.task_name": "sst2",
             "base.experiment_name": "sst2.bert-base-uncased",
             "data.datasets_path": "./data/sst2/datasets",
+            "data.preprocessed_datasets_path": "./data/sst2/datasets_for_bert-base-uncased",
         },
     ),
     "data.datasets_path": ("/x", {}),
@@ -246,7 +247,7 @@ def test_experiment_runs(name: str, tiny_bert: Path, toy_data: Path, tmp_path: P
         (["distilled_data.data_per_label=0"], r"distilled_data\.data_per_label must be at least 1, got 0"),
         (
             ["distilled_data.data_per_label=3", "learner_train.batch_size_per_label=2"],
-            r"distilled_data\.data_per_label=3 must be divisible by learner_train\.batch_size_per_label=2 .* change one",
+            r"distilled_data\.data_per_label=3 must be divisible by learner_train\.batch_size_per_label=2 .*change",
         ),
         (
             ["distilled_data.attention_label_type=cls", "distilled_data.attention_loss_lambda=0"],

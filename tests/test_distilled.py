@@ -14,11 +14,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference import directional_derivative
 from torch import Tensor
 from transformers import BertConfig, ModernBertConfig
 
 from conftest import CLASS_NAMES, VOCABULARY, tiny_bert_config
+from reference import directional_derivative
 from textdistill.attention import AttentionLabelType
 from textdistill.distilled import (
     Card,

@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
-from reference import directional_derivative
 from torch import Tensor
 
 from conftest import CLASS_NAMES
+from reference import directional_derivative
 from textdistill.attention import AttentionLabelType
 from textdistill.hypergradient import Estimator, Hypergradient, hypergradient
 from textdistill.inner import InnerBatch, InnerLoss, fine_tune, make_inner_loss

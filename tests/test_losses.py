@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-import reference
 import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+import reference
 from textdistill.losses import attention_loss, task_loss
 
 seeds = st.integers(0, 10_000)
