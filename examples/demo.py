@@ -27,7 +27,7 @@ SETTINGS = (
     "distilled_data.label_type=unrestricted",
     "distilled_data.attention_label_type=cls",
     "distilled_data.seq_length=32",
-    "train.max_steps=200",
+    "train.max_steps=250",
     "train.n_eval_model=3",
     "evaluate.n_eval_model=10",
     f"base.save_dir_root={OUTPUT}",
@@ -66,9 +66,7 @@ def main() -> None:
     for name, results in scores.items():
         accuracy = results["metrics"]["accuracy"]
         spread = "" if accuracy["std"] is None else f"± {accuracy['std']:.3f}"
-        table.add_row(
-            name, f"{accuracy['mean']:.3f}", spread, str(accuracy["n"]), f"{accuracy['mean'] / full:.1%}"
-        )
+        table.add_row(name, f"{accuracy['mean']:.3f}", spread, str(accuracy["n"]), f"{accuracy['mean'] / full:.1%}")
     console = Console(width=100)
     console.print(table)
     console.print(f"fine-tuned on the distilled set in {tuned['seconds']:.2f} s: {tuned['output']}")

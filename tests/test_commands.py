@@ -86,6 +86,11 @@ def assert_nothing_written(folder: Path) -> None:
     assert not list(folder.rglob("distilled"))
 
 
+def our_warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    ours = [record for record in caplog.records if record.name.startswith("textdistill")]
+    return [record.getMessage() for record in ours if record.levelno >= logging.WARNING]
+
+
 # --- distill
 
 
@@ -184,8 +189,8 @@ def test_selection_never_reads_the_test_split(composed: Compose, monkeypatch: py
     monkeypatch.setattr(commands, "tokenize", sealing)
     monkeypatch.setattr(commands, "fit", fitting)
     assert distill(composed())["splits"]["test"]["rows"] == 60
+    events.clear()
     with pytest.raises(AssertionError, match="selection read"):
-        events.clear()
         distill(composed("train.skip_train=true"))
 
 
@@ -219,7 +224,7 @@ def test_pretrained_set_counts(
 ) -> None:
     path = f"distilled_data.pretrained_data_path={distilled_dir}"
     distill(composed(path, "train.skip_train=true", "distilled_data.seq_length=4"))
-    (warning,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    (warning,) = our_warnings(caplog)
     assert warning.startswith("distilled_data.{attention_label_type,seq_length,label_type,lr_init} have no effect")
     assert tensors(tmp_path / "run" / "distilled")["inputs_embeds"].shape == (3, 8, 16)
     with pytest.raises(ValueError, match=r"learner_train\.train_step must be 1, that of the set in .*, got 2"):
@@ -229,9 +234,7 @@ def test_pretrained_set_counts(
 def test_diverged_learners_are_no_result(composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nan = Score.of([1.0, math.nan])
     monkeypatch.setattr(commands, "_score", lambda *_: {"loss": nan, "accuracy": nan})
-    with pytest.raises(
-        FloatingPointError, match=r"losses of the learners on the test split must be finite, got \[1\.0"
-    ):
+    with pytest.raises(FloatingPointError, match=r"losses of the learners on the test split must be finite"):
         distill(composed())
     assert_nothing_written(tmp_path)
 
@@ -241,7 +244,7 @@ def test_warning_comes_once(composed: Compose, distilled_dir: Path, caplog: pyte
     for verb in (lambda: distill(config), lambda: evaluate(distilled_dir, config), lambda: baseline("full", config)):
         caplog.clear()
         verb()
-        assert [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING] == [
+        assert our_warnings(caplog) == [
             "train.lr_attention_labels has no effect: distilled_data.attention_label_type=none"
         ]
 
@@ -268,9 +271,7 @@ def test_evaluate_refuses_other_classes(distilled_dir: Path, composed: Compose, 
     for file in toy_data.iterdir():
         with file.open(newline="") as source, (renamed / file.name).open("w", newline="") as target:
             csv.writer(target).writerows([text, "z" if label == "a" else label] for text, label in csv.reader(source))
-    with pytest.raises(
-        ValueError, match=r"the distilled set has classes \['a', 'b', 'c'\] .*, but the data have \['b',"
-    ):
+    with pytest.raises(ValueError, match=r"the distilled set has classes \['a', .*, but the data have \['b',"):
         evaluate(distilled_dir, composed(f"data.path={renamed}"))
     assert_nothing_written(tmp_path)
 
@@ -296,13 +297,13 @@ def test_model_of_another_shape_is_refused(
 ) -> None:
     model = save_model(BertConfig(**{**tiny_bert_config().to_dict(), **change}), tmp_path / "other-model")
     overrides = [f"model.model_name={model}", "data.max_length=6"]
+    work = {
+        "distill": lambda: distill(composed(*overrides, f"distilled_data.pretrained_data_path={distilled_dir}")),
+        "evaluate": lambda: evaluate(distilled_dir, composed(*overrides)),
+        "finetune": lambda: finetune(distilled_dir, tmp_path / "tuned", str(model)),
+    }
     with pytest.raises(ValueError, match=message):
-        if verb == "distill":
-            distill(composed(*overrides, f"distilled_data.pretrained_data_path={distilled_dir}"))
-        elif verb == "evaluate":
-            evaluate(distilled_dir, composed(*overrides))
-        else:
-            finetune(distilled_dir, tmp_path / "tuned", str(model))
+        work[verb]()
     assert_nothing_written(tmp_path)
     assert not (tmp_path / "tuned").exists()
 
@@ -338,7 +339,7 @@ def test_finetuned_model_scores_what_evaluate_reports(
 
 def test_finetune_does_not_overwrite(distilled_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(ValueError, match="--output must be a new or empty folder, got .*; choose another or empty it"):
+    with pytest.raises(ValueError, match=r"--output must be a new or empty folder, got .*; choose"):
         finetune(distilled_dir, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import tempfile
 from collections.abc import Callable
@@ -117,12 +118,20 @@ def test_lr_per_step_shared_and_with_linear_decay(
     assert distilled.raw["lr"].shape == ((3,) if for_step else ())
     torch.testing.assert_close(distilled.lr.detach(), torch.tensor(expected, dtype=torch.float64), rtol=1e-6, atol=0)
     batches = distilled.batches(0)
-    assert [float(batch.lr) for batch in batches] == distilled.lr.tolist()
+    assert [batch.lr.item() for batch in batches] == distilled.lr.tolist()
+
+
+def test_every_step_reads_its_own_lr() -> None:
+    distilled = a_set(0, steps=3)
+    with torch.no_grad():
+        distilled.raw["lr"].copy_(torch.tensor([-2.0, 0.0, 2.0]))
+    expected = [math.log1p(math.exp(raw)) for raw in (-2, 0, 2)]
+    assert [batch.lr.item() for batch in distilled.batches(0)] == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("lr_init", [1e-6, 0.01, 1.0, 1000.0])
 def test_lr_starts_at_lr_init(tiny_learner: Learner, toy_split: TokenizedSplit, lr_init: float) -> None:
-    assert float(create(tiny_learner, toy_split, lr_init=lr_init).lr) == pytest.approx(lr_init, rel=1e-5)
+    assert create(tiny_learner, toy_split, lr_init=lr_init).lr.item() == pytest.approx(lr_init, rel=1e-5)
 
 
 # --- invariants of the raw tensors

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -121,6 +122,7 @@ def test_deviation_is_that_of_a_sample() -> None:
     assert found.mean == 3.0
     assert found.std == pytest.approx(((4 + 1 + 9) / 2) ** 0.5)
     assert (found.n, found.values) == (3, [1.0, 2.0, 6.0])
+    assert math.isnan(Score.of([1.0, math.nan]).std or 0.0)
     assert Score.of([0.5]).to_dict() == {"mean": 0.5, "std": None, "n": 1, "values": [0.5]}
 
 

@@ -393,6 +393,7 @@ def cosine(a: Hypergradient, b: Hypergradient) -> dict[tuple[int, str], float]:
 
 
 def test_difference_agrees_with_reverse(learner: Learner) -> None:
+    """With the default eps: ModernBERT rotates in float32 whatever its dtype, and a shorter one rounds away."""
     params, batches = learner.fresh_params(0), [a_batch(learner, CLS, step) for step in range(2)]
     difference, reverse = (
         hypergradient(
@@ -401,7 +402,6 @@ def test_difference_agrees_with_reverse(learner: Learner) -> None:
             outer_loss(learner),
             params,
             batches,
-            eps=1e-5,
         )
         for estimator in (Estimator.difference, Estimator.reverse)
     )
@@ -409,7 +409,8 @@ def test_difference_agrees_with_reverse(learner: Learner) -> None:
     assert agreement.keys() == {
         (t, name) for t in range(2) for name in ("inputs_embeds", "labels", "attention_labels", "lr")
     }
-    assert min(agreement.values()) > 0.9999
+    # Not of min(), which passes over nan.
+    assert all(value > 0.9999 for value in agreement.values()), agreement
     torch.testing.assert_close(difference.outer_loss, reverse.outer_loss, rtol=0, atol=1e-12)
 
 

@@ -18,7 +18,7 @@ from conftest import CLASS_NAMES, CLASS_WORDS
 from textdistill import trainer
 from textdistill.attention import AttentionLabelType
 from textdistill.baselines import random_samples
-from textdistill.distilled import Card, DistilledDataConfig, DistilledDataset, LabelType, LearnerTrainConfig
+from textdistill.distilled import Card, DistilledDataConfig, DistilledDataset, Init, LabelType, LearnerTrainConfig
 from textdistill.evaluation import score, trained_on
 from textdistill.hypergradient import Estimator, hypergradient
 from textdistill.learner import Learner, ModelConfig
@@ -487,16 +487,22 @@ def test_hard_labels_are_not_learned(
         pytest.param({"lr_attention_labels": 3.0}, {"attention_labels": 3.0, "labels": 0.01, "lr": 0.01}, id="one"),
     ],
 )
+@pytest.mark.parametrize(("init", "share"), [("noise", 0.1), ("real", 0.2)])
 def test_learning_rates(
-    given: dict[str, float], rates: dict[str, float], tiny_learner: Learner, toy_split: TokenizedSplit
+    init: str,
+    share: float,
+    given: dict[str, float],
+    rates: dict[str, float],
+    tiny_learner: Learner,
+    toy_split: TokenizedSplit,
 ) -> None:
-    distilled = create(tiny_learner, toy_split, **SOFT)
+    distilled = create(tiny_learner, toy_split, init=Init(init), **SOFT)
     distilled.raw["inputs_embeds"].data.mul_(7.0)
     names = {id(tensor): name for name, tensor in distilled.raw.items()}
     groups = make_optimizer(distilled, TrainConfig(**given)).param_groups
     found = {names[id(tensor)]: group["lr"] for group in groups for tensor in group["params"]}
     scale = distilled.raw["inputs_embeds"].std().item()
-    assert found == pytest.approx({"inputs_embeds": 0.1 * scale} | rates)
+    assert found == pytest.approx({"inputs_embeds": share * scale} | rates)
 
 
 @pytest.mark.parametrize(("kind", "cls"), [("adamw", AdamW), ("adam", Adam)])

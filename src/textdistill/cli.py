@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -129,7 +130,8 @@ def _distill(arguments: list[str]) -> None:
         # Inside the job: Hydra would print a traceback for an exception, and lets an exit through.
         results = _guarded(lambda: commands.distill(run_config, hydra_dir))
         _print_results(results, Path(run_config.base.save_dir))
-        selected: float = results.get("validation", {}).get("loss", results["metrics"]["loss"]["mean"])
+        # Without training there is no validation, and a sweeper must not choose by the reported split.
+        selected: float = results["validation"]["loss"] if "validation" in results else math.nan
         return selected
 
     sys.argv = ["textdistill distill", *arguments]

@@ -119,7 +119,9 @@ def compose(*overrides: str) -> RunConfig:
         with initialize_config_module("textdistill.conf", version_base="1.3"):
             return to_run_config(hydra_compose("config", overrides=list(overrides)))
     except HydraException as error:
-        raise ValueError(f"cannot compose the configuration: {error}") from error
+        # The rule that a value breaks is in the cause.
+        reason = f"{error}; {error.__cause__}" if error.__cause__ else str(error)
+        raise ValueError(f"cannot compose the configuration: {reason}") from error
 
 
 def to_run_config(config: DictConfig) -> RunConfig:

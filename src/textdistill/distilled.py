@@ -59,7 +59,7 @@ class DistilledDataConfig:
     lr_init: float = 0.1
     lr_linear_decay: bool = False
     fix_order: bool = True
-    init: Init = Init.noise
+    init: Init = Init.real
 
     def check(self) -> None:
         """Raises ValueError for a value out of range."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -49,7 +49,9 @@ class Score:
     @classmethod
     def of(cls, values: Sequence[float]) -> Score:
         """Summarises the values, in the order of the learners."""
-        return cls(fmean(values), stdev(values) if len(values) > 1 else None, len(values), list(values))
+        # numpy's deviation of a NaN is NaN; the statistics module fails with one.
+        std = float(np.std(values, ddof=1)) if len(values) > 1 else None
+        return cls(fmean(values), std, len(values), list(values))
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import get_scheduler
 
-from textdistill.distilled import DistilledDataset
+from textdistill.distilled import DistilledDataset, Init
 from textdistill.hypergradient import Estimator, hypergradient
 from textdistill.learner import Learner, Params, autocast
 from textdistill.losses import task_loss
@@ -40,7 +40,7 @@ SCHEDULER_TYPES = (
     "inverse_sqrt",
 )
 # Default outer learning rate of the embeddings, in standard deviations of the initial embeddings a step.
-EMBEDS_LR_SCALE = 0.1
+EMBEDS_LR_SCALE = {Init.noise: 0.1, Init.real: 0.2}
 
 
 class OptimizerType(StrEnum):
@@ -280,7 +280,7 @@ def make_optimizer(distilled: DistilledDataset, config: TrainConfig) -> Optimize
     """The outer optimiser, a parameter group for each learned part; weight decay on embeddings and attention only."""
     given = config.lr_inputs_embeds
     scale = distilled.raw["inputs_embeds"].detach().std().item()
-    rates = {"inputs_embeds": EMBEDS_LR_SCALE * scale if given is None else given}
+    rates = {"inputs_embeds": EMBEDS_LR_SCALE[distilled.config.init] * scale if given is None else given}
     for name, default in DEFAULT_LR.items():
         explicit = getattr(config, f"lr_{name}")
         rates[name] = explicit if explicit is not None else default if given is None else given

@@ -1,0 +1,469 @@
+"""The command line: one run of every verb, sweeps, help, and what bad input leads to."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import math
+import os
+import runpy
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.utils import run_job
+
+import toy
+from conftest import SaveModel, tiny_bert_config, toy_rows
+from textdistill import commands, config
+from textdistill.cli import VERB_HELP, _quoted, main
+from textdistill.distilled import DistilledDataset
+
+SCRIPT = Path(sys.executable).with_name("textdistill")
+SWEEP_OF_THE_REFERENCE = [
+    "-m",
+    "data.task_name=sst2",
+    "distilled_data.label_type=unrestricted",
+    "distilled_data.attention_label_type=cls",
+    "distilled_data.lr_init=0.01,0.1",
+    "train.lr_inputs_embeds=0.1,0.01,0.001",
+]
+
+
+@pytest.fixture(autouse=True)
+def process_state(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """``main`` owns its process; here it has to give back arguments, logging and working folder."""
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    monkeypatch.chdir(tmp_path)
+    root, verbosity = logging.getLogger(), transformers.logging.get_verbosity()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    transformers.logging.set_verbosity(verbosity)
+    transformers.logging.enable_progress_bar()
+
+
+@pytest.fixture
+def settings(tiny_bert: Path, toy_data: Path, tmp_path: Path) -> Callable[..., list[str]]:
+    """Quick overrides; the run folder is ``tmp_path / "run"``."""
+
+    def settings(*more: str) -> list[str]:
+        return toy.overrides(tiny_bert, toy_data, tmp_path / "save", f"base.save_dir={tmp_path}/run", *more)
+
+    return settings
+
+
+@pytest.fixture(scope="module")
+def distilled_dir(tiny_bert: Path, toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("made")
+    commands.distill(config.compose(*toy.overrides(tiny_bert, toy_data, root, f"base.save_dir={root}/run")))
+    return root / "run" / "distilled"
+
+
+def results_of(folder: Path) -> dict[str, Any]:
+    results: dict[str, Any] = json.loads((folder / "results.json").read_text())
+    return results
+
+
+# --- Every verb, once
+
+
+def test_distill_in_a_process_of_its_own(settings: Callable[..., list[str]], tmp_path: Path) -> None:
+    """Without tracking, MLflow is never imported."""
+    code = "import sys; from textdistill.cli import main; main(sys.argv[1:]); assert 'mlflow' not in sys.modules"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "distill", *settings()], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    run = tmp_path / "run"
+    assert {path.name for path in run.iterdir()} == {
+        *(".hydra", "config.yaml", "metrics.jsonl", "run.log", "checkpoints", "distilled", "results.json")
+    }
+    accuracy = results_of(run)["metrics"]["accuracy"]
+    assert f"accuracy   {accuracy['mean']:.4f} ± {accuracy['std']:.4f} (n=2 learners)" in done.stdout
+    assert f"results: {run}/results.json" in done.stdout
+    assert "step 2/2 validation" in (run / "run.log").read_text()
+    assert "Traceback" not in done.stderr
+
+
+def test_evaluate(distilled_dir: Path, toy_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Task, columns, model and protocol are the set's; only the data have to be found."""
+    given = [f"data.path={toy_data}", "evaluate.n_eval_model=2", f"base.save_dir={tmp_path}/run"]
+    main(["evaluate", str(distilled_dir), *given])
+    assert results_of(tmp_path / "run")["metrics"] == results_of(distilled_dir.parent)["metrics"]
+    assert "(n=2 learners)" in capsys.readouterr().out
+
+
+def test_finetune(distilled_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["finetune", str(distilled_dir), "--output", str(tmp_path / "model"), "--seed", "1"])
+    assert f"the model is in {tmp_path}/model" in capsys.readouterr().out
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "model")
+    assert model.config.label2id == {"a": 0, "b": 1, "c": 2}
+
+
+def test_show(distilled_dir: Path, tiny_bert: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lr = DistilledDataset.from_pretrained(distilled_dir).lr.item()
+    main(["show", str(distilled_dir)])
+    out = capsys.readouterr().out
+    assert out.startswith(f"toy, made for {tiny_bert} (sha256:")
+    assert "inputs_embeds      (3, 8, 16)                      1.5 KiB" in out
+    assert f"learning rates: {lr:.4g}\n" in out
+    assert "sample 2\n  labels: a 0.000, b 0.000, c 1.000\n  nearest tokens: " in out
+
+
+@pytest.mark.parametrize("kind", ["full", "random"])
+def test_baseline(
+    kind: str, settings: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["baseline", kind, *settings()])
+    assert results_of(tmp_path / "run")["baseline"] == kind
+    assert f"(n={1 if kind == 'full' else 2} learners)" in capsys.readouterr().out
+
+
+def test_reference_experiment_from_the_command_line(settings: Callable[..., list[str]], tmp_path: Path) -> None:
+    main(["distill", "experiment=reference", *settings()])
+    assert results_of(tmp_path / "run")["protocol"] == "paper"
+
+
+def test_module_is_the_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["textdistill"])
+    runpy.run_module("textdistill", run_name="__main__")
+    assert capsys.readouterr().out.startswith("usage: textdistill VERB")
+
+
+# --- Sweeps
+
+
+def test_sweep_makes_a_folder_and_a_tracked_run_for_every_job(tiny_bert: Path, toy_data: Path, tmp_path: Path) -> None:
+    root = tmp_path / "save"
+    overrides = toy.overrides(tiny_bert, toy_data, root, "tracking=mlflow", "distilled_data.lr_init=0.1,0.2")
+    overrides.remove("tracking=none")
+    main(["distill", *overrides, "-m"])
+    folders = sorted(path.parent for path in root.glob("toy.*/**/results.json"))
+    assert [path.name.rpartition(".")[2] for path in folders] == ["job_0", "job_1"]
+    for path in folders:
+        assert {"config.yaml", "metrics.jsonl", "run.log", "checkpoints", "distilled"} <= set(os.listdir(path))
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{root}/mlflow.db")
+    experiment = client.get_experiment_by_name(f"toy.{tiny_bert.name}")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    assert {run.data.params["distilled_data.lr_init"] for run in runs} == {"0.1", "0.2"}
+    for run in runs:
+        assert run.info.status == "FINISHED"
+        folder = Path(run.data.params["base.save_dir"])
+        assert run.data.metrics["avg.accuracy"] == results_of(folder)["metrics"]["accuracy"]["mean"]
+        assert {"train_loss", "lr.0", "optimizer_lr", "validation_loss", "std.accuracy"} <= run.data.metrics.keys()
+        artifacts = {file.path for file in client.list_artifacts(run.info.run_id)}
+        assert artifacts == {".hydra", "best", "last", "run.log", "results.json"}
+
+
+def test_sweep_line_of_the_reference(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its README's line composes as it is; jobs get folders of their own, and the store comes before them."""
+    seen: list[config.RunConfig | Path] = []
+    results = {"task": "", "model": {"name": ""}, "protocol": "", "seed": 0, "metrics": {}}
+    results |= {"splits": {"test": {"rows": 0, "source": ""}}, "validation": {"loss": 0.5}}
+
+    def fake(run_config: config.RunConfig, hydra_dir: Path) -> dict[str, Any]:
+        run_config.check()
+        assert (hydra_dir / "overrides.yaml").is_file()
+        seen.append(run_config)
+        return results
+
+    monkeypatch.setattr(commands, "distill", fake)
+    monkeypatch.setattr(config, "ensure_store", seen.append)
+    main(["distill", *SWEEP_OF_THE_REFERENCE])
+    store, *runs = seen
+    assert store == Path("./save")
+    grid = [(run.distilled_data.lr_init, run.train.lr_inputs_embeds) for run in runs]  # type: ignore[union-attr]
+    assert grid == [(lr_init, lr) for lr_init in (0.01, 0.1) for lr in (0.1, 0.01, 0.001)]
+    assert len({run.base.save_dir for run in runs}) == 6  # type: ignore[union-attr]
+    for number, run in enumerate(runs):
+        assert isinstance(run, config.RunConfig)
+        assert run.base.save_dir.startswith(f"{tmp_path}/save/sst2.bert-base-uncased/dpc_1.")
+        assert run.base.save_dir.endswith(f".job_{number}")
+        assert run.train.save_ckpt_dir == f"{run.base.save_dir}/checkpoints"
+        assert run.distilled_data.label_type == "unrestricted"
+
+
+def test_distill_returns_the_validation_metric(
+    settings: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What a sweeper minimises is never read from the reported split."""
+    returned = []
+
+    def spy(*args: Any, **kwargs: Any) -> Any:
+        job = run_job(*args, **kwargs)
+        returned.append(job.return_value)
+        return job
+
+    monkeypatch.setattr("hydra._internal.hydra.run_job", spy)
+    main(["distill", *settings()])
+    assert returned == [results_of(tmp_path / "run")["validation"]["loss"]]
+    main(["distill", *settings("train.skip_train=true")])
+    assert math.isnan(returned[1])
+
+
+# --- Help
+
+
+@pytest.mark.parametrize("verb", [*VERB_HELP, None])
+def test_help_answers_at_once(verb: str | None) -> None:
+    seconds = []
+    for _ in range(3):
+        started = time.monotonic()
+        done = subprocess.run([SCRIPT, *([verb] if verb else []), "--help"], capture_output=True, text=True, check=True)
+        seconds.append(time.monotonic() - started)
+        assert done.stdout.startswith(f"usage: textdistill {verb or 'VERB'}")
+    assert min(seconds) < 1.0
+
+
+def test_help_imports_nothing_slow() -> None:
+    code = f"""
+import sys
+from textdistill.cli import main
+for verb in {[*VERB_HELP]}:
+    main([verb, "--help"])
+main([])
+assert not {{"torch", "transformers", "hydra", "numpy"}} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+# --- Bad input
+
+
+def write_rows(path: Path, rows: list[tuple[str, Any]], header: tuple[str, str] = ("text", "label")) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([header, *rows])
+    return path
+
+
+BAD_DATA: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "missing file": (lambda folder: folder / "none.csv", "data.path must be a file or a folder"),
+    "empty file": (lambda folder: _touch(folder / "empty.csv"), "empty"),
+    "no rows": (lambda folder: write_rows(folder / "header.csv", []), "must not be empty"),
+    "no text column": (
+        lambda folder: write_rows(folder / "other.csv", toy_rows(10, 0), ("body", "label")),
+        "data.text_columns",
+    ),
+    "no label column": (
+        lambda folder: write_rows(folder / "other.csv", toy_rows(10, 0), ("text", "kind")),
+        "data.label_column",
+    ),
+    "labels of other types": (
+        lambda folder: write_rows(folder / "float.csv", [(text, 0.5) for text, _ in toy_rows(10, 0)]),
+        "data.label_column: 'label' of the train split must hold integers or strings, got double",
+    ),
+    "one class": (
+        lambda folder: write_rows(folder / "one.csv", [(text, "a") for text, _ in toy_rows(10, 0)]),
+        "data.label_column: 'label' must hold two or more classes, got 'a' only",
+    ),
+    "class without a row in a split": (
+        lambda folder: _split(folder, toy_rows(10, 0), [row for row in toy_rows(10, 1) if row[1] != "b"]),
+        "class 'b' has no row in the test split",
+    ),
+    "hidden labels": (
+        lambda folder: write_rows(folder / "hidden.csv", [(text, -1) for text, _ in toy_rows(10, 0)]),
+        "data.label_column: 'label' of the train split must hold labels of at least 0, got -1",
+    ),
+    "hidden test labels": (
+        lambda folder: _split(
+            folder, [(text, "abc".index(label)) for text, label in toy_rows(10, 0)], [("a cat", -1), ("a dog", -1)]
+        ),
+        "data.label_column: 'label' of the test split must hold labels of at least 0, got -1",
+    ),
+}
+
+
+def _touch(path: Path) -> Path:
+    path.touch()
+    return path
+
+
+def _split(folder: Path, train: list[tuple[str, Any]], test: list[tuple[str, Any]]) -> Path:
+    write_rows(folder / "data" / "train.csv", train)
+    return write_rows(folder / "data" / "test.csv", test).parent
+
+
+BAD_SETTINGS: dict[str, tuple[list[str], str]] = {
+    "unknown task": (["data.task_name=agnews", "data.path=null"], "unknown task 'agnews'; known tasks: ag_news, sst2"),
+    "divisible": (
+        ["distilled_data.data_per_label=3", "learner_train.batch_size_per_label=2"],
+        "distilled_data.data_per_label=3 must be divisible by learner_train.batch_size_per_label=2",
+    ),
+    "positions": (
+        ["distilled_data.seq_length=65"],
+        "distilled_data.seq_length must be at most the 64 positions of",
+    ),
+    "lambda": (
+        ["distilled_data.attention_label_type=cls", "distilled_data.attention_loss_lambda=0"],
+        "distilled_data.attention_loss_lambda must be above 0 with attention labels (cls), got 0",
+    ),
+    "two precisions in training": (["train.fp16=true", "train.bf16=true"], "train.fp16 and train.bf16 exclude"),
+    "two precisions in evaluation": (
+        ["evaluate.fp16=true", "evaluate.bf16=true"],
+        "evaluate.fp16 and evaluate.bf16 exclude",
+    ),
+    "inner loop": (["train.inner_loop=2"], "train.inner_loop must be learner_train.train_step=1, got 2"),
+    "scheduler": (["train.scheduler_type=nope"], "train.scheduler_type must be one of linear, cosine"),
+    "lr": (["distilled_data.lr_init=0"], "distilled_data.lr_init must be above 0, got 0"),
+    "model": (["model.model_name=/none/such"], "/none/such"),
+    "max_length": (["data.max_length=100"], "data.max_length must be at most the 64 positions of"),
+}
+
+
+def fail(arguments: list[str], capsys: pytest.CaptureFixture[str], folder: Path) -> tuple[int, str]:
+    """Exit status and standard error of a command that must fail and leave nothing behind."""
+    before = set(folder.rglob("results.json")) | set(folder.rglob("distilled"))
+    with pytest.raises(SystemExit) as exit_info:
+        main(arguments)
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    assert set(folder.rglob("results.json")) | set(folder.rglob("distilled")) == before
+    assert isinstance(exit_info.value.code, int)
+    return exit_info.value.code, err
+
+
+def one_error(err: str) -> str:
+    """The message, which is one line and the last."""
+    *others, message = err.strip().splitlines()
+    assert message.startswith("textdistill: error: ")
+    assert not [line for line in others if "error" in line]
+    return message
+
+
+@pytest.mark.parametrize("case", BAD_DATA)
+def test_bad_data(
+    case: str, settings: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make, message = BAD_DATA[case]
+    code, err = fail(["distill", *settings(f"data.path={make(tmp_path)}")], capsys, tmp_path)
+    assert code == 2
+    assert "data" in one_error(err)
+    assert message in one_error(err)
+
+
+@pytest.mark.parametrize("case", BAD_SETTINGS)
+def test_bad_setting(
+    case: str, settings: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overrides, message = BAD_SETTINGS[case]
+    code, err = fail(["distill", *settings(*overrides)], capsys, tmp_path)
+    assert code == 2
+    assert message in one_error(err)
+
+
+@pytest.mark.parametrize(
+    ("override", "reason"),
+    [
+        ("data.nonsense=1", "Key 'nonsense' not in 'DataConfig'"),
+        ("nonsense=1", "Key 'nonsense' not in 'RunConfig'"),
+        ("train.epoch=many", "Value 'many' of type 'str' could not be converted to Integer"),
+        ("distilled_data.label_type=sharp", "Invalid value 'sharp', expected one of [hard, soft, unrestricted]"),
+        ("experiment=nope", "experiment/nope"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["distill", "baseline"])
+def test_unknown_key_or_value(
+    verb: str,
+    override: str,
+    reason: str,
+    settings: Callable[..., list[str]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Hydra answers for distill, and ends with its own status."""
+    arguments = ["distill"] if verb == "distill" else ["baseline", "random"]
+    code, err = fail([*arguments, *settings(override)], capsys, tmp_path)
+    assert code == (1 if verb == "distill" else 2)
+    assert reason in (err if verb == "distill" else one_error(err))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["destil"], "unknown verb 'destil'; known verbs: distill, evaluate, finetune, show, baseline"),
+        (["evaluate"], "evaluate needs the folder of a distilled set"),
+        (["evaluate", "data.path=x"], "evaluate needs the folder of a distilled set"),
+        (["evaluate", "none/such/set"], "'none/such/set' is neither a folder here nor"),
+        (["show", "none/such/set"], "'none/such/set' is neither a folder here nor"),
+        (["show"], "show needs one folder"),
+        (["finetune", "none/such/set", "--output", "model"], "'none/such/set' is neither a folder here nor"),
+        (["baseline"], "baseline needs its kind"),
+        (["baseline", "herding"], "baseline needs its kind"),
+    ],
+)
+def test_bad_arguments(arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, err = fail(arguments, capsys, tmp_path)
+    assert code == 2
+    assert message in one_error(err)
+
+
+def test_finetune_needs_an_output(distilled_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, err = fail(["finetune", str(distilled_dir)], capsys, tmp_path)
+    assert code == 2
+    assert "the following arguments are required: --output" in err
+
+
+@pytest.mark.parametrize("verb", ["evaluate", "finetune", "distill"])
+def test_set_that_does_not_fit_the_model(
+    verb: str,
+    distilled_dir: Path,
+    save_model: SaveModel,
+    settings: Callable[..., list[str]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    wider = tiny_bert_config()
+    wider.hidden_size = 32
+    model = save_model(wider, tmp_path / "wider")
+    arguments = {
+        "evaluate": ["evaluate", str(distilled_dir), *settings(f"model.model_name={model}")],
+        "finetune": ["finetune", str(distilled_dir), "--output", str(tmp_path / "model"), "--model", str(model)],
+        "distill": [
+            "distill",
+            *settings(f"model.model_name={model}", f"distilled_data.pretrained_data_path={distilled_dir}"),
+        ],
+    }
+    code, err = fail(arguments[verb], capsys, tmp_path)
+    assert code == 2
+    assert "embedding_size 16, but model.model_name=" in one_error(err)
+    assert not (tmp_path / "model").exists()
+
+
+def test_interrupt(
+    settings: Callable[..., list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("textdistill.trainer.outer_step", interrupted)
+    code, err = fail(["distill", *settings()], capsys, tmp_path)
+    assert code == 130
+    assert err.strip().endswith("textdistill: interrupted")
+    assert (tmp_path / "run" / "checkpoints" / "last").is_dir()
+
+
+# --- Values of a card on their way to Hydra
+
+
+@pytest.mark.parametrize(
+    "value", ["a b", "it's", "a\\b", "a\\", "a\\'b", "{x}", "[1]", "a,b", "", "null", "1", ["a b", "c'd"], None, 3]
+)
+def test_quoted_value_arrives_as_it_was(value: Any) -> None:
+    (override,) = OverridesParser.create().parse_overrides([f"key={_quoted(value)}"])
+    assert override.value() == value
