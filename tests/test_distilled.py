@@ -531,3 +531,19 @@ def test_a_learner_of_another_shape_is_refused(
         distilled.finetune(other)
     if what in ("depth", "heads"):  # these matter to attention labels only
         create(tiny_learner32, toy_split).check(other)
+
+
+def test_attention_labels_need_rows_without_dropout(
+    tiny_learner: Learner, toy_split: TokenizedSplit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Learner, "rows_are_dropped", True)
+    create(tiny_learner, toy_split)
+    with pytest.raises(ValueError, match=r"model\.disable_dropout must be true for attention labels"):
+        create(tiny_learner, toy_split, attention_label_type=AttentionLabelType.cls)
+
+
+def test_moving_nowhere_keeps_the_leaves(tiny_learner: Learner, toy_split: TokenizedSplit) -> None:
+    distilled = create(tiny_learner, toy_split)
+    leaves = dict(distilled.raw)
+    distilled.to(tiny_learner.device, tiny_learner.dtype)
+    assert all(distilled.raw[name] is leaf for name, leaf in leaves.items())

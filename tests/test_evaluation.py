@@ -42,6 +42,16 @@ def test_learner_does_not_depend_on_how_many_are_scored(
     assert score(lambda _: trained(3), tiny_learner, toy_split, (), 1, 10)["loss"].mean == four["loss"].values[3]
 
 
+def test_every_learner_has_a_head_and_an_order_of_its_own(
+    tiny_learner: Learner, toy_split: TokenizedSplit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(evaluation, "fine_tune", lambda _, params, batches: params | {"read": batches[0].inputs_embeds})
+    trained = trained_learners(tiny_learner, toy_split)
+    first, second = trained(0), trained(1)
+    different = {name for name in first if not torch.equal(first[name], second[name])}
+    assert different == {"classifier.weight", "read"}
+
+
 def test_learners_have_streams_of_their_own(tiny_learner: Learner, toy_split: TokenizedSplit) -> None:
     config, card = DistilledDataConfig(seq_length=4), Card("toy", CLASS_NAMES, {})
     distilled = DistilledDataset.create(config, LearnerTrainConfig(), card, tiny_learner, toy_split, seed=0)

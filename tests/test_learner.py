@@ -424,3 +424,12 @@ def test_reach_is_where_attention_can_be(family: str, learner: Learner) -> None:
         _, rows = learner(learner.fresh_params(0), embeds(learner), label_type=label_type)
         assert rows is not None
         assert torch.equal(reach, (rows > 0).all(dim=(0, 2)))
+
+
+def test_a_checkpoint_with_another_number_of_classes_gives_a_fresh_head(
+    tiny_learner: Learner, tiny_bert: Path, tmp_path: Path
+) -> None:
+    tiny_learner.to_model(tiny_learner.fresh_params(0)).save_pretrained(tmp_path)
+    tiny_learner.tokenizer.save_pretrained(tmp_path)
+    five = Learner(ModelConfig(model_name=str(tmp_path)), tuple("abcde"))
+    assert five.fresh_params(0)["classifier.weight"].shape == (5, 16)

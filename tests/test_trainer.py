@@ -131,6 +131,25 @@ def test_one_seed_one_result(tiny_learner: Learner, toy_split: TokenizedSplit, r
     assert not any(torch.equal(first[name], other[name]) for name in first)
 
 
+def test_every_outer_step_has_draws_of_its_own(
+    tiny_learner: Learner, toy_split: TokenizedSplit, run: Callable[..., FitResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of heads, and of real rows, all of which an epoch shows once."""
+    seeds, labels = [], []
+
+    def spy(distilled: DistilledDataset, learner: Learner, batch: dict[str, Tensor], *args: Any) -> tuple[float, float]:
+        seeds.append(args[-1])
+        labels.append(batch["labels"].tolist())
+        return 1.0, 0.5
+
+    monkeypatch.setattr(trainer, "outer_step", spy)
+    run(create(tiny_learner, toy_split), epoch=2)
+    assert len(set(seeds)) == 2 * EPOCH
+    for epoch in (labels[:EPOCH], labels[EPOCH:]):
+        assert sorted(sum(epoch, [])) == sorted(toy_split.labels.tolist())
+    assert labels[:EPOCH] != labels[EPOCH:]
+
+
 def test_learner_keeps_its_pretrained_body(
     tiny_bert: Path, toy_split: TokenizedSplit, tiny_learner: Learner, tmp_path: Path
 ) -> None:

@@ -203,7 +203,9 @@ class DistilledDataset:
             reach = learner.reach(config.seq_length, config.attention_label_type)
             noise = torch.randn(shapes["attention_labels"], generator=draw)
             raw["attention_labels"] = noise.masked_fill(~reach[:, None], UNREACHABLE)
-        return cls(raw, config, train_config, card).to(learner.device, learner.dtype)
+        created = cls(raw, config, train_config, card).to(learner.device, learner.dtype)
+        created.check(learner)
+        return created
 
     def __len__(self) -> int:
         return len(self.raw["labels"])
@@ -284,6 +286,11 @@ class DistilledDataset:
                     f" {self.card.model[key]}, but model.model_name={learner.name} has {has[key]}; use a model"
                     " of the same shape"
                 )
+        if len(needs) > 1 and learner.rows_are_dropped:
+            raise ValueError(
+                f"model.disable_dropout must be true for attention labels with {learner.name}, got false: this family's"
+                " attention is known only after dropout; or set distilled_data.attention_label_type=none"
+            )
         if len(self.card.class_names) != learner.num_labels:
             raise ValueError(
                 f"the distilled set has {len(self.card.class_names)} classes {list(self.card.class_names)}, but"
@@ -296,10 +303,11 @@ class DistilledDataset:
             )
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> DistilledDataset:
-        """Moves the raw tensors (they become new leaves); returns self."""
+        """Moves the raw tensors (those that move become new leaves); returns self."""
         for name, tensor in self.raw.items():
             moved = tensor.detach().to(device=device, dtype=dtype)
-            self.raw[name] = moved.requires_grad_(tensor.requires_grad)
+            if moved.device != tensor.device or moved.dtype != tensor.dtype:
+                self.raw[name] = moved.requires_grad_(tensor.requires_grad)
         return self
 
     def finetune(self, model: Learner | str | None = None, seed: int = 42, index: int = 0) -> PreTrainedModel:

@@ -137,7 +137,7 @@ class Learner:
 
         """
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             # Children before parents: some families (ModernBERT) draw a child's weights anew in its parent's turn.
             # The body of the template is on the meta device, where drawing costs nothing.
             for module in reversed(list(self._template.modules())):
@@ -189,6 +189,11 @@ class Learner:
         if not self._records_rows:
             rows = [a[:, :, : label_type.rows(a.size(2))] for a in outputs.attentions]
         return LearnerOutput(outputs.logits, torch.stack(rows, dim=1))
+
+    @property
+    def rows_are_dropped(self) -> bool:
+        """Whether attention rows come with dropout applied: transformers' own eager attention returns them so."""
+        return self.dropout and not self._records_rows
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """Pretrained word embeddings (..., D) of token ids."""
@@ -260,7 +265,12 @@ def autocast(device: torch.device, fp16: bool, bf16: bool) -> torch.autocast:
 
 def _from_pretrained(source: str, config: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
     model, info = AutoModelForSequenceClassification.from_pretrained(
-        source, config=config, dtype=torch.float32, attn_implementation=KERNEL, output_loading_info=True
+        source,
+        config=config,
+        dtype=torch.float32,
+        attn_implementation=KERNEL,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
     )
     return model, info
 
