@@ -146,7 +146,7 @@ def test_every_outer_step_has_draws_of_its_own(
     run(create(tiny_learner, toy_split), epoch=2)
     assert len(set(seeds)) == 2 * EPOCH
     for epoch in (labels[:EPOCH], labels[EPOCH:]):
-        assert sorted(sum(epoch, [])) == sorted(toy_split.labels.tolist())
+        assert sorted(label for batch in epoch for label in batch) == sorted(toy_split.labels.tolist())
     assert labels[:EPOCH] != labels[EPOCH:]
 
 
