@@ -45,7 +45,8 @@ def test_learner_does_not_depend_on_how_many_are_scored(
 def test_every_learner_has_a_head_and_an_order_of_its_own(
     tiny_learner: Learner, toy_split: TokenizedSplit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluation, "fine_tune", lambda _, params, batches: params | {"read": batches[0].inputs_embeds})
+    read = lambda _, params, batches: params | {"read": batches[0].inputs_embeds}  # noqa: E731
+    monkeypatch.setattr("textdistill.distilled.fine_tune", read)
     trained = trained_learners(tiny_learner, toy_split)
     first, second = trained(0), trained(1)
     different = {name for name in first if not torch.equal(first[name], second[name])}

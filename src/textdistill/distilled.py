@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from textdistill import storage
 from textdistill.attention import AttentionLabelType
 from textdistill.inner import InnerBatch, InnerLoss, fine_tune, make_inner_loss
-from textdistill.learner import Learner, ModelConfig
+from textdistill.learner import Learner, ModelConfig, Params
 from textdistill.seeding import generator, stream_seed
 from textdistill.task import TokenizedSplit, stratified_sample
 
@@ -273,6 +273,12 @@ class DistilledDataset:
         """The loss that inner steps on this set descend."""
         return make_inner_loss(learner, self.config.attention_label_type, self.config.attention_loss_lambda, exact)
 
+    def train(self, learner: Learner, seed: int, purpose: str, index: int) -> Params:
+        """Learner ``index``: the fresh head of stream ("head", purpose, index), fine-tuned on this set."""
+        params = learner.fresh_params(stream_seed(seed, "head", purpose, index))
+        batches = self.batches(stream_seed(seed, "inner", purpose, index))
+        return fine_tune(self.inner_loss(learner), params, batches)
+
     def check(self, learner: Learner) -> None:
         """Raises ValueError if ``learner`` cannot be trained on this set."""
         needs = ["embedding_size"]
@@ -324,9 +330,7 @@ class DistilledDataset:
             model = Learner(ModelConfig(self.card.task, name), self.card.class_names)
         self.check(model)
         self.to(model.device, model.dtype)
-        params = model.fresh_params(stream_seed(seed, "head", "evaluation", index))
-        batches = self.batches(stream_seed(seed, "inner", "evaluation", index))
-        return model.to_model(fine_tune(self.inner_loss(model), params, batches))
+        return model.to_model(self.train(model, seed, "evaluation", index))
 
     def save_pretrained(self, path: str | Path, **provenance: Any) -> None:
         """Writes ``distilled.safetensors``, ``config.json`` and ``README.md``; the folder appears whole or not at all.

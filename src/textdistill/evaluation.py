@@ -14,9 +14,7 @@ from sklearn.metrics import accuracy_score, f1_score
 from tqdm import tqdm
 
 from textdistill.distilled import DistilledDataset
-from textdistill.inner import fine_tune
 from textdistill.learner import Learner, Params, autocast
-from textdistill.seeding import stream_seed
 from textdistill.task import TokenizedSplit, sorted_batches
 
 
@@ -63,14 +61,8 @@ TrainedLearner = Callable[[int], Params]
 
 
 def trained_on(distilled: DistilledDataset, learner: Learner, seed: int, purpose: str) -> TrainedLearner:
-    """Learner i: the fresh head of stream ("head", purpose, i), fine-tuned on the distilled set."""
-    inner_loss = distilled.inner_loss(learner)
-
-    def train(index: int) -> Params:
-        params = learner.fresh_params(stream_seed(seed, "head", purpose, index))
-        return fine_tune(inner_loss, params, distilled.batches(stream_seed(seed, "inner", purpose, index)))
-
-    return train
+    """Learner i as ``DistilledDataset.train`` trains it."""
+    return lambda index: distilled.train(learner, seed, purpose, index)
 
 
 def score(
