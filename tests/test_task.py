@@ -584,6 +584,36 @@ def test_batches_do_not_come_sorted_by_length(skewed):
     assert abs(np.mean(first) - np.mean(second)) < 0.2 * np.mean(widths)
 
 
+@pytest.mark.parametrize("counts", [(1_600, 1_600), (2_001, 1_033, 166), (800, 800, 800, 800), (3_111, 89)])
+def test_batches_keep_the_shares_of_the_classes(skewed, counts):
+    """Of a pool, which this epoch is one of; and pad no more than they may."""
+    random = generator(0, "classes")
+    labels = np.repeat(np.arange(len(counts)), counts)[torch.randperm(3_200, generator=random).numpy()]
+    split = split_of(skewed.lengths[:3_200], labels)
+    batches = list(train_batches(split, 32, seed=0, epoch=0))
+    found = np.array([np.bincount(batch["labels"], minlength=len(counts)) for batch in batches])
+    assert np.abs(found - np.array(counts) / 100).max() < 1.5
+    assert found.sum(axis=0).tolist() == list(counts)
+    masks = [batch["attention_mask"] for batch in batches]
+    assert 1 - sum(mask.sum().item() for mask in masks) / sum(mask.numel() for mask in masks) < 0.1
+
+
+def test_length_alone_counts_where_the_classes_differ_in_length():
+    lengths = np.concatenate([np.arange(1_600) % 10 + 5, np.arange(1_600) % 60 + 60])
+    split = split_of(lengths, np.repeat([0, 1], 1_600))
+    batches = list(train_batches(split, 32, seed=0, epoch=0))
+    assert sorted(len(set(batch["labels"].tolist())) for batch in batches) == [1] * 100
+    masks = [batch["attention_mask"] for batch in batches]
+    assert 1 - sum(mask.sum().item() for mask in masks) / sum(mask.numel() for mask in masks) < 0.1
+
+
+@pytest.mark.parametrize("start", [0, 1, 100, 155, 156])
+def test_start_leaves_out_the_first_batches(skewed, start):
+    whole = labels_of(train_batches(skewed, 32, seed=0, epoch=3))
+    assert len(whole) == 156
+    assert labels_of(train_batches(skewed, 32, seed=0, epoch=3, start=start)) == whole[start:]
+
+
 def test_fewer_rows_than_a_batch_are_one_batch():
     split = split_of(np.array([3, 4, 5]))
     (batch,) = labels_of(train_batches(split, 32, seed=0, epoch=0))

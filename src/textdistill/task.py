@@ -38,7 +38,8 @@ if TYPE_CHECKING:  # over a second to import, and only a run that reads data nee
 logger = logging.getLogger(__name__)
 
 VALIDATION_ROWS = 1000  # most rows carved from train for validation, where a test split is official
-POOL_BATCHES = 50  # batches sorted by length together: more means less padding and a less random epoch
+POOL_BATCHES = 100  # batches grouped by length together: more means less padding and a less random epoch
+MAX_PADDING = 0.1  # of the tokens of a pool, where its batches also keep the shares of the classes
 # Evaluation batches hold at most batch_size * 64 tokens: most texts of the built-in tasks are shorter and
 # fill their batches, and a batch of long texts needs no more memory than a full batch of those.
 TOKENS_PER_ROW = 64
@@ -84,8 +85,8 @@ class DataConfig:
     datasets_path: str | None = None
     preprocessed_datasets_path: str | None = None
     train_batch_size: int = 32
-    valid_batch_size: int = 256
-    test_batch_size: int = 256
+    valid_batch_size: int = 64
+    test_batch_size: int = 64
     num_proc: int = 1
     force_preprocess: bool = False
 
@@ -331,7 +332,7 @@ _READERS: dict[str, Callable[[Path, Sequence[str]], pa.Table]] = {
 def _read_file(file: Path, text_columns: Sequence[str]) -> pa.Table:
     try:
         table = _READERS[file.suffix](file, text_columns)
-    except (pa.ArrowException, ValueError) as error:
+    except (pa.ArrowException, ValueError, RecursionError) as error:
         raise ValueError(f"data.path: {file} is empty or broken: {error}") from error
     # Categories, as pandas writes them, are read as the strings they stand for.
     plain = [f.with_type(f.type.value_type) if pa.types.is_dictionary(f.type) else f for f in table.schema]
@@ -650,18 +651,23 @@ def steps_per_epoch(split: TokenizedSplit, batch_size: int) -> int:
     return max(len(split) // batch_size, 1)
 
 
-def train_batches(split: TokenizedSplit, batch_size: int, seed: int, epoch: int) -> Iterator[dict[str, torch.Tensor]]:
-    """One epoch in random order, in batches of texts of similar length.
+def train_batches(
+    split: TokenizedSplit, batch_size: int, seed: int, epoch: int, start: int = 0
+) -> Iterator[dict[str, torch.Tensor]]:
+    """One epoch in random order, in batches of texts of similar length and with the pool's shares of the classes.
 
-    All rows are shuffled and cut into pools of 50 batches; each pool is sorted by length and cut into
-    batches; the batches are shuffled. The last, incomplete batch is dropped, as the reference does; a split
-    with fewer rows than ``batch_size`` is one batch.
+    All rows are shuffled and cut into pools of 100 batches; the rows of each class in a pool are ranked by
+    length, the pool is sorted by rank relative to the class's size and cut into batches; the batches are
+    shuffled. Where that pads more than a tenth of the tokens, because the classes differ in length or are
+    many, the pool is sorted by length alone. The last, incomplete batch is dropped, as the reference does; a
+    split with fewer rows than ``batch_size`` is one batch.
 
     Args:
         split: the rows.
         batch_size: B, rows a batch.
         seed: the run's seed.
         epoch: decides the order, together with ``seed``.
+        start: batches to leave out at the start of the epoch.
 
     """
     random = generator(seed, "order", epoch)
@@ -669,12 +675,34 @@ def train_batches(split: TokenizedSplit, batch_size: int, seed: int, epoch: int)
     rows = torch.randperm(len(split), generator=random).numpy()[: steps * batch_size]
     pool = POOL_BATCHES * batch_size
     batches: list[np.ndarray] = []
-    for start in range(0, len(rows), pool):
-        members = rows[start : start + pool]
-        members = members[np.argsort(split.lengths[members], kind="stable")]
-        batches.extend(members[i : i + batch_size] for i in range(0, len(members), batch_size))
-    for index in torch.randperm(steps, generator=random).tolist():
+    for first in range(0, len(rows), pool):
+        members = rows[first : first + pool]
+        grouped = _cut(members, _ranks_within_class(split, members), batch_size)
+        if _padding(split, grouped) > MAX_PADDING:
+            grouped = _cut(members, split.lengths[members], batch_size)
+        batches += grouped
+    for index in torch.randperm(steps, generator=random).tolist()[start:]:
         yield split.batch(batches[index])
+
+
+def _ranks_within_class(split: TokenizedSplit, rows: np.ndarray) -> np.ndarray:
+    """Rank by length of each row among those of its class, from 0 to 1."""
+    ranks = np.empty(len(rows))
+    for label in np.unique(split.labels[rows]):
+        (members,) = np.nonzero(split.labels[rows] == label)
+        members = members[np.argsort(split.lengths[rows[members]], kind="stable")]
+        ranks[members] = (np.arange(len(members)) + 0.5) / len(members)
+    return ranks
+
+
+def _cut(rows: np.ndarray, keys: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    ordered = rows[np.argsort(keys, kind="stable")]
+    return [ordered[i : i + batch_size] for i in range(0, len(ordered), batch_size)]
+
+
+def _padding(split: TokenizedSplit, batches: Sequence[np.ndarray]) -> float:
+    tokens = sum(len(rows) * int(split.lengths[rows].max()) for rows in batches)
+    return 1 - sum(int(split.lengths[rows].sum()) for rows in batches) / tokens
 
 
 def sorted_batches(split: TokenizedSplit, batch_size: int) -> Iterator[tuple[np.ndarray, dict[str, torch.Tensor]]]:
@@ -717,7 +745,10 @@ def stratified_sample(labels: np.ndarray, per_class: int, generator: torch.Gener
     drawn = []
     for label, count in enumerate(np.bincount(labels)):
         if count < per_class:
-            raise ValueError(f"class {label} has {count} rows, fewer than the {per_class} to be drawn of every class")
+            raise ValueError(
+                "distilled_data.data_per_label must be at most the training rows of every class, but"
+                f" class {label} has {count} rows, fewer than the {per_class} to be drawn of every class"
+            )
         order = torch.randperm(int(count), generator=generator).numpy()[:per_class]
         drawn.append(np.flatnonzero(labels == label)[order])
     return np.stack(drawn, axis=1).reshape(-1)
