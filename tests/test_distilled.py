@@ -8,6 +8,7 @@ import re
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from markdown_it import MarkdownIt
 from torch import Tensor
 from transformers import BertConfig, ModernBertConfig
 
 from conftest import CLASS_NAMES, VOCABULARY, tiny_bert_config
 from reference import directional_derivative
+from textdistill import storage
 from textdistill.attention import AttentionLabelType
 from textdistill.distilled import (
     Card,
@@ -28,6 +31,7 @@ from textdistill.distilled import (
     Init,
     LabelType,
     LearnerTrainConfig,
+    _readme,
     describe,
 )
 from textdistill.hypergradient import Estimator, hypergradient
@@ -132,6 +136,18 @@ def test_every_step_reads_its_own_lr() -> None:
 @pytest.mark.parametrize("lr_init", [1e-6, 0.01, 1.0, 1000.0])
 def test_lr_starts_at_lr_init(tiny_learner: Learner, toy_split: TokenizedSplit, lr_init: float) -> None:
     assert create(tiny_learner, toy_split, lr_init=lr_init).lr.item() == pytest.approx(lr_init, rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("for_step", "decay"), [(True, False), (False, False), (False, True)])
+def test_lr_stays_above_zero_where_softplus_underflows(dtype: torch.dtype, for_step: bool, decay: bool) -> None:
+    distilled = a_set(0, steps=3, for_step=for_step).to(dtype=dtype)
+    distilled.config.lr_linear_decay = decay
+    with torch.no_grad():
+        distilled.raw["lr"].fill_(-1e4)
+    assert (distilled.lr > 0).all()
+    (gradient,) = torch.autograd.grad(distilled.lr.sum(), distilled.raw["lr"])
+    assert gradient.isfinite().all()
 
 
 # --- invariants of the raw tensors
@@ -400,6 +416,118 @@ def test_the_card_names_task_model_and_shapes(tmp_path: Path) -> None:
     assert "`attention_labels`: (4, 2, 3, 1, 3)" in readme
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "x\n---\nlicense: evil\n---\n# Heading",
+        "<script>alert(1)</script>",
+        "<img src=x onerror=alert(1)>",
+        "[a](javascript:alert(1))",
+        "![a](https://evil.example/x.png)",
+        "`code` ```block```",
+        "a | b | c",
+        "**bold** _it_ ~~no~~ $x$ # x",
+        "&lt;b&gt; &amp; \\* \\",
+        "https://evil.example www.evil.example someone@evil.example",
+        "a\u202eb\x00c\x1b[31m\u2028# d",
+        "x" * 10_000,
+    ],
+)
+def test_the_card_shows_names_and_obeys_none(tmp_path: Path, name: str) -> None:
+    distilled, markdown = a_set(0), MarkdownIt("commonmark").enable(["table", "strikethrough"])
+    plain = markdown.render(_readme(distilled)).replace("toy", "NAME").replace("some/model", "NAME")
+    distilled.card = Card(name, distilled.card.class_names, {**distilled.card.model, "name": name})
+    readme = _readme(distilled)
+    assert readme.startswith("---\ntags: [dataset-distillation, textdistill]\n---\n\n# ")
+    assert readme.count("---\n") == 2
+    shown = " ".join("".join(c if c.isprintable() else " " for c in name[:200]).split())
+    assert markdown.render(readme) == plain.replace("NAME", escape(shown))
+
+
+# Keys of config.json and values of another type or out of range.
+WRONG: list[tuple[str, Any, str]] = [
+    ("task", 5, "task must be a string, got 5"),
+    ("class_names", "ab", "class_names must be a list, got 'ab'"),
+    ("class_names", ["no", 1], "class_names[1] must be a string, got 1"),
+    ("class_names", ["no", "no"], "class_names must be one or more distinct strings, got ('no', 'no')"),
+    ("class_names", [], "class_names must be one or more distinct strings, got ()"),
+    ("class_names", ["x" * 10**6, None], "class_names[1] must be a string, got None"),
+    ("class_names", ["x" * 10**5] * 2, "class_names must be one or more distinct strings, got ('xxx"),
+    ("class_names", ["a", "b", "c"], "tensors of a distilled set must have shapes"),
+    ("model", [], "model must be an object, got []"),
+    ("model.name", None, "model.name must be a string, got None"),
+    ("model.revision", 1, "model.revision must be a string, got 1"),
+    ("model.embedding_size", "4", "model.embedding_size must be a whole number from 1 to 2^63 - 1, got '4'"),
+    ("model.num_layers", 0, "model.num_layers must be a whole number"),
+    ("model.num_heads", True, "model.num_heads must be a whole number"),
+    ("model.num_heads", 2**62, "tensors of a distilled set must have shapes"),
+    ("model.extra", 1, "model must have the keys"),
+    ("extra", 1, "the card must have the keys"),
+    ("data", None, "data must be an object, got None"),
+    ("provenance", [], "provenance must be an object, got []"),
+    ("distilled_data", None, "distilled_data must be an object, got None"),
+    ("distilled_data.label_type", "hards", "distilled_data.label_type must be one of hard, soft, unrestricted"),
+    ("distilled_data.attention_label_type", None, "must be one of none, cls, all, got None"),
+    ("distilled_data.data_per_label", 10**300, "distilled_data.data_per_label must be a whole number"),
+    ("distilled_data.data_per_label", 2**62, "tensors of a distilled set must have shapes"),
+    ("distilled_data.seq_length", 2**62, "tensors of a distilled set must have shapes"),
+    ("distilled_data.lr_init", "0.1", "distilled_data.lr_init must be a number, got '0.1'"),
+    ("distilled_data.lr_init", -1, "distilled_data.lr_init must be above 0 and finite, got -1.0"),
+    ("distilled_data.fix_order", 1, "distilled_data.fix_order must be true or false, got 1"),
+    ("distilled_data.__class__", {}, "distilled_data must have the keys"),
+    ("learner_train.train_step", 0, "learner_train.train_step must be a whole number"),
+    ("learner_train.batch_size_per_label", 3, "learner_train.batch_size_per_label must be from 1 to"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "message"), WRONG)
+def test_a_card_of_wrong_values_is_refused_by_key(tmp_path: Path, key: str, value: Any, message: str) -> None:
+    a_set(0).save_pretrained(tmp_path / "set")
+    path = tmp_path / "set" / "config.json"
+    card = json.loads(path.read_text())
+    *groups, last = key.split(".")
+    group = card
+    for name in groups:
+        group = group[name]
+    group[last] = value
+    del card["config_sha256"]
+    path.write_bytes(storage.sealed(card))
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        DistilledDataset.from_pretrained(tmp_path / "set")
+    assert str(path) in str(error.value)
+    assert "restore the folder from its source" in str(error.value)
+    assert len(str(error.value)) < 1500
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *("task", "class_names", "model", "data", "provenance", "distilled_data", "learner_train", "model.name"),
+        *("model.revision", "distilled_data.lr_init", "learner_train.train_step"),
+    ],
+)
+def test_a_card_without_a_key_is_refused(tmp_path: Path, key: str) -> None:
+    a_set(0).save_pretrained(tmp_path / "set")
+    path = tmp_path / "set" / "config.json"
+    card = json.loads(path.read_text())
+    *groups, last = key.split(".")
+    del (card[groups[0]] if groups else card)[last]
+    del card["config_sha256"]
+    path.write_bytes(storage.sealed(card))
+    with pytest.raises(ValueError, match=re.escape(f"missing ['{last}']")) as error:
+        DistilledDataset.from_pretrained(tmp_path / "set")
+    assert str(path) in str(error.value)
+
+
+def test_values_beyond_float32_are_refused(tmp_path: Path) -> None:
+    a_set(0).to(dtype=torch.float64).save_pretrained(tmp_path / "set")
+    tensors, config = storage.load_folder(tmp_path / "set")
+    tensors["lr"][0] = 1e300
+    storage.save_folder(tmp_path / "set", tensors, config, "")
+    with pytest.raises(ValueError, match=r"distilled.safetensors: tensor 'lr' must hold finite values"):
+        DistilledDataset.from_pretrained(tmp_path / "set")
+
+
 def write_reference_folder(folder: Path, distilled: DistilledDataset) -> None:
     """As the reference implementation's ``DistilledData.save_pretrained`` writes it."""
     config = {key: value for key, value in asdict(distilled.config).items() if key != "init"}
@@ -431,6 +559,40 @@ def test_the_references_format_is_read(
     assert len(loaded.card.class_names) == 2
 
 
+@pytest.mark.parametrize(
+    ("section", "key", "value", "message"),
+    [
+        (None, "hidden_size", 5, "must have shapes"),
+        (None, "num_heads", 2, "must have shapes"),
+        (None, "num_labels", 2**60, "must have shapes"),
+        (None, "num_labels", "2", "num_labels must be a whole number"),
+        (None, "num_labels", 0, "num_labels must be a whole number"),
+        (None, "num_heads", 2.0, "num_heads must be a whole number"),
+        (None, "config", None, "config must be an object"),
+        (None, "train_config", [], "train_config must be an object"),
+        ("config", "seq_length", 4, "must have shapes"),
+        ("config", "data_per_label", 1, "must have shapes"),
+        ("config", "attention_label_type", "all", "must have shapes"),
+        ("config", "attention_label_type", "none", "must have shapes"),
+        ("config", "lr_for_step", False, "must have shapes"),
+        ("config", "lr_for_step", "no", "config.lr_for_step must be true or false"),
+        ("config", "unknown", 1, "config must have the keys"),
+        ("train_config", "train_step", 3, "must have shapes"),
+    ],
+)
+def test_a_reference_card_that_contradicts_its_tensors_is_refused(
+    tmp_path: Path, section: str | None, key: str, value: Any, message: str
+) -> None:
+    write_reference_folder(tmp_path, a_set(0))
+    path = tmp_path / "config.json"
+    card = json.loads(path.read_text())
+    (card[section] if section else card)[key] = value
+    path.write_text(json.dumps(card))
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        DistilledDataset.from_pretrained(tmp_path)
+    assert str(path) in str(error.value)
+
+
 # --- fine-tuning a model
 
 
@@ -459,12 +621,12 @@ def test_finetune_is_the_learner_that_evaluation_scores(tiny_learner32: Learner,
         ({"data_per_label": 0}, "distilled_data.data_per_label must be at least 1, got 0"),
         ({"seq_length": 0}, "distilled_data.seq_length must be at least 1, got 0"),
         ({"seq_length": 65}, "distilled_data.seq_length must be at most the 64 positions of"),
-        ({"lr_init": 0.0}, "distilled_data.lr_init must be above 0, got 0.0"),
-        ({"lr_init": -0.1}, "distilled_data.lr_init must be above 0, got -0.1"),
-        ({"lr_init": float("nan")}, "distilled_data.lr_init must be above 0, got nan"),
+        ({"lr_init": 0.0}, "distilled_data.lr_init must be above 0 and finite, got 0.0"),
+        ({"lr_init": -0.1}, "distilled_data.lr_init must be above 0 and finite, got -0.1"),
+        ({"lr_init": float("nan")}, "distilled_data.lr_init must be above 0 and finite, got nan"),
         (
             {"attention_label_type": CLS, "attention_loss_lambda": 0.0},
-            "distilled_data.attention_loss_lambda must be above 0 with attention labels (cls), got 0.0",
+            "distilled_data.attention_loss_lambda must be above 0 and finite with attention labels (cls), got 0.0",
         ),
         ({"steps": 0}, "learner_train.train_step must be at least 1, got 0"),
         (

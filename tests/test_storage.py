@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import itertools
 import json
 import os
@@ -11,6 +12,8 @@ import re
 import shutil
 import stat
 import zipfile
+from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from textdistill import storage
-from textdistill.storage import is_reference_folder, load_folder, load_reference, save_folder
+from textdistill.storage import is_reference_folder, load_folder, load_reference, parse, replacing, save_folder
 
 FILES = {"distilled.safetensors", "config.json", "README.md"}
 
@@ -43,9 +46,15 @@ def folder(tmp_path: Path) -> Path:
     return path
 
 
+def write_card(folder: Path, card: dict[str, Any]) -> None:
+    """A card with the checksum that docs/format.md describes."""
+    data = json.dumps({**card, "config_sha256": "0" * 64}).encode()
+    sealed = data.replace(b"0" * 64, hashlib.sha256(data).hexdigest().encode())
+    (folder / "config.json").write_bytes(sealed)
+
+
 def rewrite_config(folder: Path, **changes: Any) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | changes))
+    write_card(folder, json.loads((folder / "config.json").read_text()) | changes)
 
 
 def assert_refused(folder: Path, message: str) -> None:
@@ -238,7 +247,7 @@ def test_process_that_dies_between_the_renames_leaves_both_sets_whole(
 @pytest.mark.parametrize("name", ["distilled.safetensors", "config.json"])
 def test_missing_file(folder: Path, name: str) -> None:
     (folder / name).unlink()
-    with pytest.raises(FileNotFoundError, match=f"not a distilled set: it has no file {re.escape(name)}"):
+    with pytest.raises(FileNotFoundError, match=f"has no file {re.escape(name)}"):
         load_folder(folder)
 
 
@@ -252,8 +261,15 @@ def test_missing_file(folder: Path, name: str) -> None:
         ("{}", "no format_version"),
         ('{"format_version": 2}', "format_version must be 1, got 2; .* upgrade"),
         ('{"format_version": [1]}', "format_version must be 1"),
-        ('{"format_version": 1}', "must declare its tensors"),
-        ('{"format_version": 1, "tensors": []}', "must declare its tensors"),
+        ('{"format_version": true}', "format_version must be 1, got True"),
+        ('{"format_version": 1}', "config_sha256 must be that of the file itself .*, got None"),
+        ('{"format_version": 1, "config_sha256": []}', "config_sha256 must be that of the file itself"),
+        ('{"accuracy": NaN}', "config.json must be JSON: Out of range"),
+        ('{"accuracy": 1e999}', "config.json must be JSON: Out of range"),
+        (r'{"task": "\ud800"}', "config.json must be JSON: .*surrogates not allowed"),
+        ("1" * 5000, "config.json must be JSON: Exceeds the limit"),
+        ('{"a":' * 21 + "1" + "}" * 21, "config.json must nest at most 20"),
+        ('{"format_version": "' + "x" * 100_000 + '"}', "format_version must be 1, got 'xxx"),
     ],
 )
 def test_bad_config(folder: Path, text: str, message: str) -> None:
@@ -261,8 +277,28 @@ def test_bad_config(folder: Path, text: str, message: str) -> None:
     assert_refused(folder, message)
 
 
+@pytest.mark.parametrize("tensors", [None, []])
+def test_card_without_tensors(folder: Path, tensors: Any) -> None:
+    rewrite_config(folder, tensors=tensors)
+    assert_refused(folder, "must declare its tensors")
+
+
+def test_any_flipped_bit_of_the_card(folder: Path) -> None:
+    """Also those that leave its values as they are: 1e-05 and 1E-05, the digits beyond a double's precision."""
+    save_folder(folder, some_tensors(), {"lr": 1e-05, "score": 0.1 + 0.2, "note": "\x1f"}, "")
+    path = folder / "config.json"
+    data = path.read_bytes()
+    for position in range(8 * len(data)):
+        flipped = bytearray(data)
+        flipped[position // 8] ^= 1 << position % 8
+        path.write_bytes(flipped)
+        assert_refused(folder, "config.json")
+    path.write_bytes(data)
+    load_folder(folder)
+
+
 @pytest.mark.parametrize(
-    "lr", [{"shape": [1], "dtype": "F32"}, {"shape": [], "dtype": "F16"}, {"shape": []}, [], None, 3]
+    "lr", [{"shape": [1], "dtype": "F32"}, {"shape": [], "dtype": "F16"}, {"shape": []}, [], None, 3, "x" * 100_000]
 )
 def test_declared_shape_or_dtype_differs_from_the_header(folder: Path, lr: Any) -> None:
     declared = load_folder(folder)[1]["tensors"]
@@ -277,6 +313,12 @@ def test_declared_tensor_missing_or_undeclared(folder: Path) -> None:
     del declared["half"]
     rewrite_config(folder, tensors=declared)
     assert_refused(folder, "'half' must be what config.json declares, None")
+
+
+def test_declared_shape_is_numbers(folder: Path) -> None:
+    save_folder(folder, {"one": torch.ones(1)}, {}, "")
+    rewrite_config(folder, tensors={"one": {"shape": [True], "dtype": "F32"}})
+    assert_refused(folder, r"'one' must be what config.json declares, \{'shape': \[True\]")
 
 
 def test_header_is_checked_before_any_tensor_is_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,24 +368,50 @@ def test_truncated(folder: Path, size: int) -> None:
 def test_not_finite(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.rmtree(folder)
     with monkeypatch.context() as patch:
-        patch.setattr(storage, "_check_finite", lambda path, tensors: None)
+        patch.setattr(storage, "check_finite", lambda path, tensors: None)
         save_folder(folder, {"lr": torch.tensor([float("nan")])}, {}, "")
     assert_refused(folder, "'lr' must hold finite values")
 
 
-@pytest.mark.parametrize(
-    ("name", "limit"), [("distilled.safetensors", "MAX_TENSORS_BYTES"), ("config.json", "MAX_CONFIG_BYTES")]
-)
-def test_too_large(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, limit: str) -> None:
-    monkeypatch.setattr(storage, limit, 10)
-    assert_refused(folder, f"{name} must have at most 10 bytes, got")
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_too_large(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setitem(storage.LIMITS, name, 5)
+    assert_refused(folder, f"{name} must have at most 5 bytes, got")
+    with pytest.raises(ValueError, match=f"set/{name} must have at most 5 bytes, got"):
+        save_folder(tmp_path / "set", some_tensors(), {}, "# A set\n")
+    assert not (tmp_path / "set").exists()
 
 
-@pytest.mark.parametrize("name", ["distilled.safetensors", "config.json"])
-def test_link_out_of_the_folder(folder: Path, name: str) -> None:
+def test_header_too_large(folder: Path) -> None:
+    path = folder / "distilled.safetensors"
+    path.write_bytes((2**20 + 1).to_bytes(8, "little") + b"{" + b" " * 2**21)
+    assert_refused(folder, "not a whole safetensors file: its header claims 1048577 bytes")
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+@pytest.mark.parametrize("target", ["../elsewhere", "/dev/zero", "/proc/self/environ"])
+def test_link_out_of_the_folder(folder: Path, name: str, target: str) -> None:
     (folder / name).rename(folder.parent / "elsewhere")
-    (folder / name).symlink_to("../elsewhere")
+    (folder / name).symlink_to(target)
     assert_refused(folder, f"{re.escape(name)} is a link to a file outside its folder")
+
+
+@pytest.mark.parametrize("name", sorted(FILES))
+def test_no_ordinary_file(folder: Path, name: str) -> None:
+    path = folder / name
+    path.unlink()
+    os.mkfifo(path)
+    assert_refused(folder, f"{re.escape(name)} must be an ordinary file, got a folder, pipe or device")
+    path.unlink()
+    path.mkdir()
+    assert_refused(folder, f"{re.escape(name)} must be an ordinary file, got a folder, pipe or device")
+    path.rmdir()
+    path.symlink_to(name)
+    assert_refused(folder, f"{re.escape(name)} must be an ordinary file, got .*symbolic links")
+    path.unlink()
+    path.symlink_to("absent")
+    with pytest.raises(FileNotFoundError, match=f"has no file {re.escape(name)}"):
+        load_folder(folder)
 
 
 def test_link_within_the_folder(folder: Path) -> None:
@@ -506,7 +574,7 @@ def test_pickle_with_code_is_refused_and_not_run(tmp_path: Path, container: str)
         path.write_bytes(pickle.dumps(data))
     else:
         torch.save(data, path, _use_new_zipfile_serialization=container == "torch.save")
-    with pytest.raises(ValueError, match=r"data_dict must be a dict of plain tensors.*never run"):
+    with pytest.raises(ValueError, match=r"data_dict must be a dict of plain floating-point tensors.*never run"):
         load_reference(tmp_path / "ref")
     assert not target.exists()
     if container == "torch.save":  # the payload does work where it is let
@@ -533,7 +601,7 @@ def test_reference_shape_larger_than_its_storage(tmp_path: Path) -> None:
     (tmp_path / "ref" / "config.json").write_text(json.dumps(config))
     many = b"J" + (2**28).to_bytes(4, "little")
     rewrite_pickle(tmp_path / "ref" / "data_dict", b"K\x04K\x06K\x05\x87", many + b"K\x06K\x05\x87")
-    with pytest.raises(ValueError, match="data_dict must be a dict of plain tensors"):
+    with pytest.raises(ValueError, match="data_dict must be a dict of plain floating-point tensors"):
         load_reference(tmp_path / "ref")
 
 
@@ -552,7 +620,7 @@ def test_reference_shape_larger_than_its_storage(tmp_path: Path) -> None:
 def test_reference_of_anything_but_plain_tensors(tmp_path: Path, tensors: Any) -> None:
     reference_set(tmp_path / "ref")
     torch.save(tensors, tmp_path / "ref" / "data_dict")
-    with pytest.raises(ValueError, match="data_dict must hold a dict of plain floating-point tensors"):
+    with pytest.raises(ValueError, match="data_dict must be a dict of plain floating-point tensors"):
         load_reference(tmp_path / "ref")
 
 
@@ -561,39 +629,69 @@ def test_reference_truncated(tmp_path: Path, size: int) -> None:
     reference_set(tmp_path / "ref")
     path = tmp_path / "ref" / "data_dict"
     path.write_bytes(path.read_bytes()[:size])
-    with pytest.raises(ValueError, match="data_dict must be a dict of plain tensors"):
+    with pytest.raises(ValueError, match="data_dict must be a dict of plain floating-point tensors"):
+        load_reference(tmp_path / "ref")
+
+
+def test_reference_tensors_of_one_storage(tmp_path: Path) -> None:
+    """A small file of a hundred names for one tensor would become a hundred tensors."""
+    reference_set(tmp_path / "ref")
+    tensor = torch.zeros(10_000)
+    torch.save({f"{i}": tensor[:] for i in range(100)}, tmp_path / "ref" / "data_dict")
+    with pytest.raises(ValueError, match="claim more elements than it stores"):
+        load_reference(tmp_path / "ref")
+
+
+def test_reference_of_compressed_members(tmp_path: Path) -> None:
+    reference_set(tmp_path / "ref")
+    path = tmp_path / "ref" / "data_dict"
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    with pytest.raises(ValueError, match="its members are compressed"):
+        load_reference(tmp_path / "ref")
+
+
+def test_reference_with_a_flipped_bit_in_a_tensor(tmp_path: Path) -> None:
+    tensors, _ = reference_set(tmp_path / "ref")
+    path = tmp_path / "ref" / "data_dict"
+    stored = tensors["inputs_embeds"].numpy().tobytes()
+    data = path.read_bytes()
+    assert data.count(stored) == 1
+    path.write_bytes(data.replace(stored, bytes([stored[0] ^ 1]) + stored[1:]))
+    with pytest.raises(ValueError, match="does not have the checksum of the archive"):
         load_reference(tmp_path / "ref")
 
 
 @pytest.mark.parametrize(
-    ("section", "key", "value"),
+    "pickled",
     [
-        (None, "hidden_size", D + 1),
-        (None, "num_heads", H + 1),
-        ("config", "seq_length", L + 1),
-        ("config", "data_per_label", 1),
-        ("config", "attention_label_type", "all"),
-        ("config", "attention_label_type", "none"),
-        ("config", "lr_for_step", False),
-        ("train_config", "train_step", T + 1),
+        b"\x80\x02cbuiltins\nbytearray\nJ\x00\x00\x00\x40\x85R.",
+        b"\x80\x02}q\x00h\x00\x86.",
+        b"\x80\x02}." + b" " * 2**20,
     ],
+    ids=["memory", "container twice", "size"],
 )
-def test_reference_shapes_that_contradict_the_card(tmp_path: Path, section: str | None, key: str, value: Any) -> None:
-    _, config = reference_set(tmp_path / "ref")
-    (config[section] if section else config)[key] = value
-    (tmp_path / "ref" / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=r"data_dict must hold tensors of the shapes that config.json implies"):
+def test_reference_of_another_pickle_is_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pickled: bytes
+) -> None:
+    reference_set(tmp_path / "ref")
+    path = tmp_path / "ref" / "data_dict"
+    with zipfile.ZipFile(path) as archive:
+        (old,) = (archive.read(name) for name in archive.namelist() if name.endswith("data.pkl"))
+    rewrite_pickle(path, old, pickled)
+    monkeypatch.setattr(torch, "load", lambda *args, **kwargs: pytest.fail("it was followed"))
+    with pytest.raises(ValueError, match=r"data_dict must be a dict of plain floating-point tensors.*: its pickle"):
         load_reference(tmp_path / "ref")
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [("num_labels", "2"), ("num_labels", None), ("config", None), ("train_config", []), ("num_heads", 2.0)],
-)
-def test_reference_card_of_wrong_types(tmp_path: Path, key: str, value: Any) -> None:
-    _, config = reference_set(tmp_path / "ref")
-    (tmp_path / "ref" / "config.json").write_text(json.dumps(config | {key: value}))
-    with pytest.raises(ValueError, match=r"config.json must be a card of the reference implementation"):
+@pytest.mark.parametrize("text", ["", "[]", '{"num_labels": NaN}', "[" * 100_000])
+def test_reference_card_that_is_no_json_object(tmp_path: Path, text: str) -> None:
+    reference_set(tmp_path / "ref")
+    (tmp_path / "ref" / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"config.json must be (JSON|a JSON object)"):
         load_reference(tmp_path / "ref")
 
 
@@ -616,5 +714,114 @@ def test_reference_link_out_of_the_folder(tmp_path: Path) -> None:
 def test_reference_missing_file(tmp_path: Path) -> None:
     reference_set(tmp_path / "ref")
     (tmp_path / "ref" / "data_dict").unlink()
-    with pytest.raises(FileNotFoundError, match="it has no file data_dict"):
+    with pytest.raises(FileNotFoundError, match="has no file data_dict"):
         load_reference(tmp_path / "ref")
+
+
+# --- JSON as dataclasses
+
+
+class Colour(StrEnum):
+    red = "red"
+    blue = "blue"
+
+
+@dataclass
+class Inner:
+    count: int
+    names: tuple[str, ...]
+
+
+@dataclass
+class Outer:
+    inner: Inner
+    colour: Colour
+    rate: float
+    flag: bool
+    title: str | None
+    free: dict[str, Any]
+
+
+OUTER: dict[str, Any] = {
+    "inner": {"count": 3, "names": ["a", "b"]},
+    "colour": "blue",
+    "rate": 1,
+    "flag": False,
+    "title": None,
+    "free": {"x": [1]},
+}
+
+
+def test_parse() -> None:
+    parsed = parse(Outer, OUTER)
+    assert parsed == Outer(Inner(3, ("a", "b")), Colour.blue, 1.0, False, None, {"x": [1]})
+    assert type(parsed.rate) is float
+    assert type(parsed.colour) is Colour
+
+
+COUNT = "inner.count must be a whole number from 1 to 2^63 - 1, got"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"inner": []}, "inner must be an object, got []"),
+        ({"inner": {"count": 3}}, "inner must have the keys ['count', 'names']: missing ['names'], unknown []"),
+        ({"inner": {"count": 3, "names": [], "x": 1}}, "missing [], unknown ['x']"),
+        *(({"inner": {"count": count, "names": []}}, COUNT) for count in (True, 0, -1, 2**63, 1.0, "1", None)),
+        ({"inner": {"count": 1, "names": "ab"}}, "inner.names must be a list, got 'ab'"),
+        ({"inner": {"count": 1, "names": ["a", 1]}}, "inner.names[1] must be a string, got 1"),
+        ({"colour": "green"}, "colour must be one of red, blue, got 'green'"),
+        ({"colour": ["red"]}, "colour must be one of red, blue, got ['red']"),
+        ({"rate": "1"}, "rate must be a number, got '1'"),
+        ({"rate": True}, "rate must be a number, got True"),
+        ({"rate": 10**400}, "rate must be a number, got 1000"),
+        ({"flag": 1}, "flag must be true or false, got 1"),
+        ({"title": 5}, "title must be a string, got 5"),
+        ({"free": None}, "free must be an object, got None"),
+        ({"title": ["x" * 10**6]}, "title must be a string, got ['xxx"),
+        ({"y" * 10**6: 1}, "missing [], unknown ['yyy"),
+    ],
+)
+def test_parse_names_key_rule_and_value(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        parse(Outer, OUTER | changes)
+    assert len(str(error.value)) < 500
+
+
+# --- one file
+
+
+def test_replacing(tmp_path: Path) -> None:
+    path = tmp_path / "state"
+    path.write_text("old")
+    # Left by a process that died, or laid out to have another file written.
+    (tmp_path / ".state.part").symlink_to(tmp_path / "other")
+    with replacing(path) as part:
+        part.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("when", ["writing", "fsync", "replace"])
+def test_replacing_that_fails_leaves_the_earlier_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    path = tmp_path / "state"
+    path.write_text("old")
+
+    def full(*args: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def write() -> None:
+        with replacing(path) as part:
+            part.write_text("new")
+            if when == "writing":
+                full()
+            monkeypatch.setattr(os, when, full)
+
+    with pytest.raises(OSError, match="No space left"):
+        write()
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]

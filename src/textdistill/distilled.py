@@ -7,7 +7,9 @@ or L), **T** inner steps.
 
 from __future__ import annotations
 
+import html
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
@@ -66,12 +68,12 @@ class DistilledDataConfig:
         for key, least in {"data_per_label": 1, "seq_length": 1}.items():
             if getattr(self, key) < least:
                 raise ValueError(f"distilled_data.{key} must be at least {least}, got {getattr(self, key)}")
-        if not self.lr_init > 0:
-            raise ValueError(f"distilled_data.lr_init must be above 0, got {self.lr_init}")
+        if not 0 < self.lr_init < math.inf:
+            raise ValueError(f"distilled_data.lr_init must be above 0 and finite, got {self.lr_init}")
         supervised = self.attention_label_type is not AttentionLabelType.none
-        if supervised and not self.attention_loss_lambda > 0:
+        if supervised and not 0 < self.attention_loss_lambda < math.inf:
             raise ValueError(
-                "distilled_data.attention_loss_lambda must be above 0 with attention labels"
+                "distilled_data.attention_loss_lambda must be above 0 and finite with attention labels"
                 f" ({self.attention_label_type}), got {self.attention_loss_lambda};"
                 " set distilled_data.attention_label_type=none to do without"
             )
@@ -122,6 +124,46 @@ class Card:
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass
+class _Model:
+    """``model`` in config.json."""
+
+    name: str
+    revision: str | None
+    embedding_size: int
+    num_layers: int
+    num_heads: int
+
+
+@dataclass
+class _File:
+    """config.json, without the keys that belong to ``storage``."""
+
+    distilled_data: DistilledDataConfig
+    learner_train: LearnerTrainConfig
+    task: str
+    class_names: tuple[str, ...]
+    model: _Model
+    data: dict[str, Any]
+    provenance: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        if len(set(self.class_names)) != max(1, len(self.class_names)):
+            raise ValueError(f"class_names must be one or more distinct strings, got {storage.brief(self.class_names)}")
+
+
+@dataclass
+class _ReferenceFile:
+    """config.json of the reference implementation."""
+
+    config: DistilledDataConfig
+    train_config: LearnerTrainConfig
+    num_labels: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+
+
 class DistilledDataset:
     """The learned samples, as raw tensors that an optimiser can move freely.
 
@@ -147,10 +189,7 @@ class DistilledDataset:
         config.check()
         train_config.check(config)
         self.config, self.train_config, self.card = config, train_config, card
-        expected = _shapes(config, train_config, len(card.class_names), card.model)
-        given = {name: tuple(tensor.shape) for name, tensor in raw.items()}
-        if given != expected:
-            raise ValueError(f"tensors of a distilled set must have shapes {expected}, got {given}")
+        _check_shapes(raw, _shapes(config, train_config, len(card.class_names), card.model))
         self.raw = {name: tensor.detach().clone() for name, tensor in raw.items()}
         for name, tensor in self.raw.items():
             tensor.requires_grad_(name != "labels" or config.label_type is not LabelType.hard)
@@ -217,7 +256,7 @@ class DistilledDataset:
         lr = F.softplus(self.raw["lr"]).expand(steps)
         if self.config.lr_linear_decay and not self.config.lr_for_step:
             lr = lr * (1 - torch.arange(steps, dtype=lr.dtype, device=lr.device) / steps)
-        return lr
+        return lr.clamp_min(torch.finfo(lr.dtype).tiny)  # softplus of -1e4 is 0
 
     @property
     def labels(self) -> Tensor:
@@ -361,28 +400,19 @@ class DistilledDataset:
             ValueError: a file is not what it should be.
 
         """
-        if storage.is_reference_folder(path_or_repo):
+        if reference := storage.is_reference_folder(path_or_repo):
             tensors, config = storage.load_reference(Path(path_or_repo))
-            # The reference does not record what the set was made for.
-            model = {"name": "bert-base-uncased", "revision": None, "embedding_size": config["hidden_size"]}
-            model |= {key: config[key] for key in ("num_layers", "num_heads")}
-            card = Card("unknown", tuple(str(i) for i in range(config["num_labels"])), model)
-            data_config = {**config["config"], "init": "noise"}
-            train_config = config["train_config"]
         else:
             tensors, config = storage.load_folder(path_or_repo, revision)
-            data_config, train_config = config["distilled_data"], config["learner_train"]
-            card = Card(
-                config["task"],
-                tuple(config["class_names"]),
-                config["model"],
-                config["data"],
-                config["provenance"],
-            )
-        enums = {"attention_label_type": AttentionLabelType, "label_type": LabelType, "init": Init}
-        data_config = {k: enums[k](v) if k in enums else v for k, v in data_config.items()}
         tensors = {name: tensor.float() for name, tensor in tensors.items()}
-        return cls(tensors, DistilledDataConfig(**data_config), LearnerTrainConfig(**train_config), card)
+        # Again: float64 reaches further.
+        file = storage.REFERENCE_TENSORS_FILE if reference else storage.TENSORS_FILE
+        storage.check_finite(Path(path_or_repo, file), tensors)
+        try:
+            return cls(tensors, *(_read_reference(config, tensors) if reference else _read_card(config)))
+        except ValueError as error:
+            card = Path(path_or_repo, storage.CONFIG_FILE)
+            raise ValueError(f"{card}: {error}; restore the folder from its source") from error
 
     def _rows(self, step: int, order_seed: int) -> Tensor:
         batch = self.train_config.batch_size_per_label * len(self.card.class_names)
@@ -418,10 +448,48 @@ def _shapes(
     return shapes
 
 
+def _check_shapes(raw: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> None:
+    given = {name: tuple(tensor.shape) for name, tensor in raw.items()}
+    if given != expected:
+        raise ValueError(f"tensors of a distilled set must have shapes {expected}, got {storage.brief(given)}")
+
+
+def _read_card(config: Mapping[str, Any]) -> tuple[DistilledDataConfig, LearnerTrainConfig, Card]:
+    file = storage.parse(_File, {key: value for key, value in config.items() if key not in storage.OWN_KEYS})
+    card = Card(file.task, file.class_names, asdict(file.model), file.data, file.provenance)
+    return file.distilled_data, file.learner_train, card
+
+
+def _read_reference(
+    config: Mapping[str, Any], raw: Mapping[str, Tensor]
+) -> tuple[DistilledDataConfig, LearnerTrainConfig, Card]:
+    data = config.get("config")
+    if isinstance(data, dict):
+        config = {**config, "config": data | {"init": Init.noise}}  # the reference knows no other
+    file = storage.parse(_ReferenceFile, config)
+    # The reference does not record what the set was made for.
+    model = {
+        "name": "bert-base-uncased",
+        "revision": None,
+        "embedding_size": file.hidden_size,
+        "num_layers": file.num_layers,
+        "num_heads": file.num_heads,
+    }
+    # Before there are names: a card may claim 2**60 classes.
+    _check_shapes(raw, _shapes(file.config, file.train_config, file.num_labels, model))
+    return file.config, file.train_config, Card("unknown", tuple(map(str, range(file.num_labels))), model)
+
+
 def _tiled(learner: Learner, train: TokenizedSplit, row: int, length: int) -> Tensor:
     """Word embeddings (length, D) of a text, repeated or cut to length."""
     ids = train.batch([row])["input_ids"][0]
     return learner.embed(ids.repeat(-(-length // len(ids)))[:length]).cpu().float()
+
+
+def _plain(text: str) -> str:
+    """A name as Markdown that shows it, on one line, and does nothing else."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text[:200]).split())
+    return re.sub(r"[\\`*_{}\[\]()#+!|~.:@$^='\"]", r"\\\g<0>", html.escape(line, quote=False))
 
 
 def _readme(distilled: DistilledDataset) -> str:
@@ -431,7 +499,7 @@ def _readme(distilled: DistilledDataset) -> str:
 tags: [dataset-distillation, textdistill]
 ---
 
-# {card.task}, distilled for {card.model["name"]}
+# {_plain(card.task)}, distilled for {_plain(card.model["name"])}
 
 {len(distilled)} learned samples of {config.seq_length} positions, {config.label_type} labels, attention labels
 {config.attention_label_type}, for {distilled.train_config.train_step} gradient step(s).
