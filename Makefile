@@ -8,8 +8,9 @@ demo: .venv/ready
 	$(BIN)/python examples/vader.py --output data
 	$(BIN)/python examples/demo.py
 
+# A small budget for the attacks; python -m pytest tests/chaos runs them in full.
 test: .venv/ready
-	$(BIN)/python -m pytest
+	TEXTDISTILL_KILLS=2 TEXTDISTILL_FUZZ_EXAMPLES=500 $(BIN)/python -m pytest
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -8,6 +8,8 @@ import logging
 import math
 import os
 import runpy
+import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -17,12 +19,13 @@ from typing import Any
 
 import pytest
 import transformers
+import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import run_job
 
 import toy
 from conftest import SaveModel, tiny_bert_config, toy_rows
-from textdistill import commands, config
+from textdistill import commands, config, storage, trainer
 from textdistill.cli import VERB_HELP, _quoted, main
 from textdistill.distilled import DistilledDataset
 
@@ -85,8 +88,12 @@ def test_distill_in_a_process_of_its_own(settings: Callable[..., list[str]], tmp
     assert done.returncode == 0, done.stderr
     run = tmp_path / "run"
     assert {path.name for path in run.iterdir()} == {
-        *(".hydra", "config.yaml", "metrics.jsonl", "run.log", "checkpoints", "distilled", "results.json")
+        *(".hydra", "config.yaml", "metrics.jsonl", "run.log", "checkpoints", "distilled", "results.json", "run.lock")
     }
+    assert sorted(os.listdir(run / ".hydra")) == ["config.yaml", "hydra.yaml", "overrides.yaml"]
+    assert "train.max_steps=2" in yaml.safe_load((run / ".hydra" / "overrides.yaml").read_text())
+    assert yaml.safe_load((run / ".hydra" / "config.yaml").read_text())["train"]["max_steps"] == 2
+    assert yaml.safe_load((run / ".hydra" / "hydra.yaml").read_text())["hydra"]["job"]["name"] == "run"
     accuracy = results_of(run)["metrics"]["accuracy"]
     assert f"accuracy   {accuracy['mean']:.4f} ± {accuracy['std']:.4f} (n=2 learners)" in done.stdout
     assert f"results: {run}/results.json" in done.stdout
@@ -126,6 +133,107 @@ def test_baseline(
     main(["baseline", kind, *settings()])
     assert results_of(tmp_path / "run")["baseline"] == kind
     assert f"(n={1 if kind == 'full' else 2} learners)" in capsys.readouterr().out
+
+
+def test_resume_after_an_interrupt(
+    settings: Callable[..., list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """And by distill, which starts a run where there is none."""
+    step, signals = trainer.outer_step, iter([signal.SIGINT, signal.SIGTERM])
+
+    def interrupted(*args: Any) -> Any:
+        for signum in signals:
+            signal.raise_signal(signum)
+            break
+        return step(*args)
+
+    monkeypatch.setattr(trainer, "outer_step", interrupted)
+    run, arguments = tmp_path / "run", ["distill", *settings("train.resume=true", "train.max_steps=3")]
+    for reached, status in ((1, 130), (2, 143)):
+        code, err = fail(arguments, capsys, tmp_path)
+        assert code == status
+        place = f"at step {reached}/3; the state is in {run}/checkpoints/checkpoint.safetensors"
+        assert err.strip().splitlines()[-1] == f"textdistill: interrupted {place}"
+        assert (run / "checkpoints" / "last").is_dir()
+    hydra_files = {path: path.read_bytes() for path in (run / ".hydra").iterdir()}
+    main(["resume", str(run)])
+    assert f"results: {run}/results.json" in capsys.readouterr().out
+    assert results_of(run)["outer_steps"] == 3
+    assert {path: path.read_bytes() for path in (run / ".hydra").iterdir()} == hydra_files
+
+
+def test_folder_of_a_run_is_refused(
+    settings: Callable[..., list[str]], distilled_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before Hydra writes to it, too."""
+    run = Path(shutil.copytree(distilled_dir.parent, tmp_path / "run"))
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    code, err = fail(["distill", *settings()], capsys, tmp_path)
+    assert code == 2
+    assert f"base.save_dir={run} holds a run; set train.resume=true to go on with it" in one_error(err)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+def test_verify(distilled_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The card says how the score was measured; nothing else need be given."""
+    main(["verify", str(distilled_dir)])
+    out = capsys.readouterr().out
+    accuracy = results_of(distilled_dir.parent)["metrics"]["accuracy"]
+    score = f"{accuracy['mean']:.4f} ± {accuracy['std']:.4f} (n=2 learners)"
+    assert f"  accuracy   stated   {score}\n             measured {score}: within\n" in out
+    assert out.endswith(f"unusual: nothing\nverified: {distilled_dir}\n")
+    assert "note:" not in out
+    assert not list(tmp_path.rglob("results.json"))
+
+
+def test_verify_of_a_set_that_states_too_much(
+    distilled_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(distilled_dir, tmp_path / "set"))
+    card = json.loads((folder / "config.json").read_text())
+    del card["config_sha256"]
+    accuracy = card["provenance"]["scores"]["accuracy"]
+    accuracy["mean"] += accuracy["std"] + 0.01
+    (folder / "config.json").write_bytes(storage.sealed(card))
+    with pytest.raises(SystemExit) as exit_info:
+        main(["verify", str(folder)])
+    out, err = capsys.readouterr()
+    assert exit_info.value.code == 2
+    assert one_error(err) == f"textdistill: error: {folder}: the measured score is outside the stated spread"
+    assert out.count(": outside\n") == out.count(": within\n") == 1
+    assert f"stated   {accuracy['mean']:.4f}" in out
+    assert "verified:" not in out
+
+
+@pytest.mark.parametrize("name", ["distilled.safetensors", "config.json"])
+def test_verify_of_a_damaged_set(
+    name: str, distilled_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(shutil.copytree(distilled_dir, tmp_path / "set"))
+    content = bytearray((folder / name).read_bytes())
+    content[-10] ^= 1
+    (folder / name).write_bytes(content)
+    code, err = fail(["verify", str(folder)], capsys, tmp_path)
+    assert code == 2
+    assert f"{folder}/{name}" in one_error(err)
+
+
+def test_track(distilled_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = Path(shutil.copytree(distilled_dir.parent, tmp_path / "run"))
+    config_file = run / "config.yaml"
+    tree = yaml.safe_load(config_file.read_text())
+    tree["base"]["save_dir_root"] = str(tmp_path / "save")
+    config_file.write_text(yaml.safe_dump(tree))
+    main(["track", str(run)])
+    run_id = json.loads((run / "mlflow.json").read_text())["run_id"]
+    assert capsys.readouterr().out.splitlines()[-1] == f"MLflow run {run_id} is complete"
+    from mlflow import MlflowClient
+
+    found = MlflowClient(f"sqlite:///{tmp_path}/save/mlflow.db").get_run(run_id)
+    assert found.data.metrics["avg.accuracy"] == results_of(run)["metrics"]["accuracy"]["mean"]
 
 
 def test_reference_experiment_from_the_command_line(settings: Callable[..., list[str]], tmp_path: Path) -> None:
@@ -173,9 +281,11 @@ def test_sweep_line_of_the_reference(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     results = {"task": "", "model": {"name": ""}, "protocol": "", "seed": 0, "metrics": {}}
     results |= {"splits": {"test": {"rows": 0, "source": ""}}, "validation": {"loss": 0.5}}
 
-    def fake(run_config: config.RunConfig, hydra_dir: Path) -> dict[str, Any]:
+    def fake(run_config: config.RunConfig, composed: dict[str, str]) -> dict[str, Any]:
         run_config.check()
-        assert (hydra_dir / "overrides.yaml").is_file()
+        overrides = yaml.safe_load(composed["overrides.yaml"])
+        assert "data.task_name=sst2" in overrides
+        assert f"distilled_data.lr_init={run_config.distilled_data.lr_init}" in overrides
         seen.append(run_config)
         return results
 
@@ -209,7 +319,7 @@ def test_distill_returns_the_validation_metric(
     monkeypatch.setattr("hydra._internal.hydra.run_job", spy)
     main(["distill", *settings()])
     assert returned == [results_of(tmp_path / "run")["validation"]["loss"]]
-    main(["distill", *settings("train.skip_train=true")])
+    main(["distill", *settings("train.skip_train=true", f"base.save_dir={tmp_path}/other")])
     assert math.isnan(returned[1])
 
 
@@ -308,7 +418,7 @@ BAD_SETTINGS: dict[str, tuple[list[str], str]] = {
     ),
     "lambda": (
         ["distilled_data.attention_label_type=cls", "distilled_data.attention_loss_lambda=0"],
-        "distilled_data.attention_loss_lambda must be above 0 with attention labels (cls), got 0",
+        "distilled_data.attention_loss_lambda must be above 0 and finite with attention labels (cls), got 0",
     ),
     "two precisions in training": (["train.fp16=true", "train.bf16=true"], "train.fp16 and train.bf16 exclude"),
     "two precisions in evaluation": (
@@ -317,7 +427,7 @@ BAD_SETTINGS: dict[str, tuple[list[str], str]] = {
     ),
     "inner loop": (["train.inner_loop=2"], "train.inner_loop must be learner_train.train_step=1, got 2"),
     "scheduler": (["train.scheduler_type=nope"], "train.scheduler_type must be one of linear, cosine"),
-    "lr": (["distilled_data.lr_init=0"], "distilled_data.lr_init must be above 0, got 0"),
+    "lr": (["distilled_data.lr_init=0"], "distilled_data.lr_init must be above 0 and finite, got 0"),
     "model": (["model.model_name=/none/such"], "/none/such"),
     "max_length": (["data.max_length=100"], "data.max_length must be at most the 64 positions of"),
 }
@@ -399,6 +509,12 @@ def test_unknown_key_or_value(
         (["evaluate", "none/such/set"], "'none/such/set' is neither a folder here nor"),
         (["show", "none/such/set"], "'none/such/set' is neither a folder here nor"),
         (["show"], "show needs one folder"),
+        (["resume"], "resume needs one folder and nothing else: textdistill resume RUN_DIR"),
+        (["resume", "a", "b=c"], "resume needs one folder and nothing else: textdistill resume RUN_DIR"),
+        (["resume", "none/such/run"], "none/such/run is not a run folder: it has no config.yaml"),
+        (["track", "none/such/run"], "none/such/run is not a run folder: it has no config.yaml"),
+        (["verify"], "verify needs the folder of a distilled set"),
+        (["verify", "none/such/set"], "'none/such/set' is neither a folder here nor"),
         (["finetune", "none/such/set", "--output", "model"], "'none/such/set' is neither a folder here nor"),
         (["baseline"], "baseline needs its kind"),
         (["baseline", "herding"], "baseline needs its kind"),
@@ -448,14 +564,34 @@ def test_interrupt(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """Where no state can be kept."""
+
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("textdistill.trainer.outer_step", interrupted)
+    monkeypatch.setattr(commands, "fit", interrupted)
     code, err = fail(["distill", *settings()], capsys, tmp_path)
     assert code == 130
     assert err.strip().endswith("textdistill: interrupted")
+
+
+def test_sigterm_of_a_process(settings: Callable[..., list[str]], tmp_path: Path) -> None:
+    arguments = settings("train.max_steps=1000000", "train.epoch=1000000", "train.val_steps=1000000")
+    process = subprocess.Popen(
+        [SCRIPT, "distill", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 300
+    while not (tmp_path / "run" / "checkpoints" / "checkpoint.safetensors").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 143
+    assert "textdistill: interrupted at step " in err.strip().splitlines()[-1]
+    assert "Traceback" not in err
     assert (tmp_path / "run" / "checkpoints" / "last").is_dir()
+    assert not (tmp_path / "run" / "results.json").exists()
 
 
 # --- Values of a card on their way to Hydra

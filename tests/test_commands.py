@@ -6,6 +6,10 @@ import csv
 import json
 import logging
 import math
+import re
+import shutil
+import signal
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,13 +17,15 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoTokenizer, BertConfig, pipeline
 
 import toy
 from conftest import CLASS_NAMES, SaveModel, tiny_bert_config
-from textdistill import baselines, commands
-from textdistill.commands import baseline, distill, evaluate, finetune, show
-from textdistill.config import RunConfig, compose
+from textdistill import baselines, commands, storage, tracking, trainer
+from textdistill.checkpoint import Interrupted, sole_writer
+from textdistill.commands import baseline, distill, evaluate, finetune, resume, show, track, verify
+from textdistill.config import RunConfig, compose, load_run_config
 from textdistill.distilled import DistilledDataset
 from textdistill.evaluation import Score
 from textdistill.task import TokenizedSplit
@@ -103,8 +109,9 @@ def test_run_folder(finished: dict[str, Any], root: Path) -> None:
         "checkpoints",
         "distilled",
         "results.json",
+        "run.lock",
     }
-    assert {path.name for path in (run / "checkpoints").iterdir()} == {"best", "last"}
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"best", "last", "checkpoint.safetensors"}
     assert_equal(tensors(run / "distilled"), tensors(run / "checkpoints" / "best"))
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["distilled_data"]["lr_init"] == 1.0
@@ -113,7 +120,7 @@ def test_run_folder(finished: dict[str, Any], root: Path) -> None:
     lines = [strict_json(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     logged = {name for line in lines for name in line}
     assert logged == {
-        *("step", "time", "train_loss", "lr.0", "optimizer_lr"),
+        *("step", "time", "train_loss", "lr.0", "optimizer_lr", "clipped", "checkpoint_seconds"),
         *(f"validation_{name}{suffix}" for name in ("loss", "accuracy") for suffix in ("", "_std")),
         *(f"{kind}.{name}" for name in ("loss", "accuracy") for kind in ("avg", "std")),
     }
@@ -139,7 +146,8 @@ def test_results(finished: dict[str, Any], root: Path, tiny_bert: Path) -> None:
     assert results["outer_steps"] == 3
     assert results["best_step"] in range(4)
     assert set(results["metrics"]) == {"loss", "accuracy"}
-    assert 0 < results["training_seconds"] < results["seconds"]
+    assert 0 < results["checkpoint_seconds"] < results["training_seconds"] < results["seconds"]
+    assert results["clipped_steps"] in range(4)
     assert set(results["versions"]) == {"textdistill", "torch", "transformers", "datasets"}
     for name, metric in results["metrics"].items():
         assert set(metric) == {"mean", "std", "n", "values"}
@@ -159,7 +167,9 @@ def test_card_tells_what_the_set_is(finished: dict[str, Any], distilled_dir: Pat
     assert card.provenance["scores"] == finished["metrics"]
 
 
-def test_selection_never_reads_the_test_split(composed: Compose, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_selection_never_reads_the_test_split(
+    composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The test split raises for every access until training is over."""
     events: list[str] = []
 
@@ -191,7 +201,7 @@ def test_selection_never_reads_the_test_split(composed: Compose, monkeypatch: py
     assert distill(composed())["splits"]["test"]["rows"] == 60
     events.clear()
     with pytest.raises(AssertionError, match="selection read"):
-        distill(composed("train.skip_train=true"))
+        distill(composed("train.skip_train=true", f"base.save_dir={tmp_path}/other"))
 
 
 def test_skip_train(composed: Compose, tmp_path: Path) -> None:
@@ -202,8 +212,9 @@ def test_skip_train(composed: Compose, tmp_path: Path) -> None:
     # The set as it starts, which training moves.
     start = tensors(tmp_path / "run" / "distilled")
     torch.testing.assert_close(torch.nn.functional.softplus(start["lr"]), torch.tensor([0.1]))
-    distill(composed())
-    assert not torch.equal(tensors(tmp_path / "run" / "checkpoints" / "last")["inputs_embeds"], start["inputs_embeds"])
+    distill(composed(f"base.save_dir={tmp_path}/trained"))
+    last = tensors(tmp_path / "trained" / "checkpoints" / "last")
+    assert not torch.equal(last["inputs_embeds"], start["inputs_embeds"])
 
 
 def test_pretrained_data_path_goes_on_from_a_saved_set(
@@ -212,10 +223,11 @@ def test_pretrained_data_path_goes_on_from_a_saved_set(
     same = distill(composed(*SETTINGS, f"distilled_data.pretrained_data_path={distilled_dir}", "train.skip_train=true"))
     assert_equal(tensors(tmp_path / "run" / "distilled"), tensors(distilled_dir))
     assert same["metrics"] == finished["metrics"]
-    distill(composed(*SETTINGS, f"distilled_data.pretrained_data_path={distilled_dir}"))
-    first, *_ = map(strict_json, (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[1:])
+    other = f"base.save_dir={tmp_path}/other"
+    distill(composed(*SETTINGS, f"distilled_data.pretrained_data_path={distilled_dir}", other))
+    first, *_ = map(strict_json, (tmp_path / "other" / "metrics.jsonl").read_text().splitlines())
     assert (first["step"], first["validation_loss"]) == (0, finished["validation"]["loss"])
-    last = tensors(tmp_path / "run" / "checkpoints" / "last")
+    last = tensors(tmp_path / "other" / "checkpoints" / "last")
     assert not torch.equal(last["inputs_embeds"], tensors(distilled_dir)["inputs_embeds"])
 
 
@@ -247,6 +259,325 @@ def test_warning_comes_once(composed: Compose, distilled_dir: Path, caplog: pyte
         assert our_warnings(caplog) == [
             "train.lr_attention_labels has no effect: distilled_data.attention_label_type=none"
         ]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_composed_files_are_kept(composed: Compose, tmp_path: Path) -> None:
+    distill(composed("train.skip_train=true"), {"overrides.yaml": "- größe=1\n", "config.yaml": "a: 1\n"})
+    assert contents(tmp_path / "run" / ".hydra") == {
+        "overrides.yaml": "- größe=1\n".encode(),
+        "config.yaml": b"a: 1\n",
+    }
+
+
+# --- resume
+
+
+def timeless(value: Any) -> Any:
+    """Without what a clock says."""
+    if isinstance(value, dict):
+        return {k: timeless(v) for k, v in value.items() if k not in ("time", "seconds") and not k.endswith("_seconds")}
+    return value
+
+
+def lines_of(run_dir: Path) -> list[dict[str, Any]]:
+    return [strict_json(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same_run(run_dir: Path, other: Path) -> None:
+    """Lines, results, sets and state are equal but for times."""
+    assert timeless(strict_json((run_dir / "results.json").read_text())) == timeless(
+        strict_json((other / "results.json").read_text())
+    )
+    assert [*map(timeless, lines_of(run_dir))] == [*map(timeless, lines_of(other))]
+    for name in ("distilled", "checkpoints/best", "checkpoints/last"):
+        assert_equal(tensors(run_dir / name), tensors(other / name))
+    state = "checkpoints/checkpoint.safetensors"
+    assert_equal(load_file(run_dir / state), load_file(other / state))
+
+
+@pytest.fixture
+def copied(finished: dict[str, Any], root: Path, tmp_path: Path) -> Path:
+    """The folder of the finished run at another place."""
+    return Path(shutil.copytree(root / "run", tmp_path / "run"))
+
+
+def test_folder_of_a_run_is_not_written_to_unless_asked(copied: Path, composed: Compose) -> None:
+    before = contents(copied)
+    with pytest.raises(ValueError, match=rf"base\.save_dir={copied} holds a run; set train\.resume=true to go on with"):
+        distill(composed(*SETTINGS), {"config.yaml": "x"})
+    assert contents(copied) == before
+    # A checkpoint alone is a run as well.
+    (copied / "metrics.jsonl").unlink()
+    with pytest.raises(ValueError, match="holds a run; set"):
+        distill(composed(*SETTINGS))
+
+
+def test_folder_that_is_being_written_is_refused(copied: Path, composed: Compose) -> None:
+    with sole_writer(copied):
+        before = contents(copied)
+        for verb in (lambda: distill(composed(*SETTINGS, "train.resume=true")), lambda: track(copied)):
+            with pytest.raises(ValueError, match="is being written by pid"):
+                verb()
+        assert contents(copied) == before
+
+
+def test_finished_run_gives_its_results_again(copied: Path, finished: dict[str, Any], root: Path) -> None:
+    """In the folder where it is now."""
+    (copied / "results.json").unlink()
+    again = resume(copied)
+    assert timeless(again) == timeless(finished)
+    assert strict_json((copied / "results.json").read_text()) == again
+    assert_same_run(copied, root / "run")
+    assert load_run_config(copied).train.save_ckpt_dir == f"{copied}/checkpoints"
+
+
+def test_interrupted_run_goes_on_to_the_same_end(
+    finished: dict[str, Any], root: Path, composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step, calls = trainer.outer_step, iter(range(1, 10))
+
+    def interrupted(*args: Any) -> Any:
+        if next(calls) == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return step(*args)
+
+    monkeypatch.setattr(trainer, "outer_step", interrupted)
+    with pytest.raises(Interrupted, match="interrupted at step 2/3; the state is in") as error:
+        distill(composed(*SETTINGS))
+    assert_nothing_written(tmp_path)
+    # The folder is free again.
+    assert not (tmp_path / "run" / "run.holder").exists()
+    resume(tmp_path / "run")
+    assert error.value.signum == signal.SIGTERM
+    assert_same_run(tmp_path / "run", root / "run")
+    assert "going on from step 2/3" in (tmp_path / "run" / "run.log").read_text()
+    assert next(calls) == 4, "one step was left"
+
+
+def test_run_without_a_checkpoint_starts_anew(root: Path, copied: Path, finished: dict[str, Any]) -> None:
+    (copied / "checkpoints" / "checkpoint.safetensors").unlink()
+    resume(copied)
+    assert_same_run(copied, root / "run")
+
+
+def test_changed_settings_are_refused(copied: Path, composed: Compose) -> None:
+    before = contents(copied)
+    with pytest.raises(ValueError, match="a run goes on only with the configuration it began with") as error:
+        distill(composed(*SETTINGS, "train.resume=true", "train.lr_lr=0.3", "distilled_data.lr_init=0.5"))
+    message = str(error.value)
+    assert re.findall(r"([\w.]+) \(was ([^,]+), now ([^)]+)\)", message) == [
+        ("distilled_data.lr_init", "1.0", "0.5"),
+        ("train.lr_lr", "None", "0.3"),
+    ]
+    assert contents(copied) == before
+
+
+def test_changed_data_and_model_are_refused(
+    copied: Path, composed: Compose, toy_data: Path, tiny_bert: Path, tmp_path: Path
+) -> None:
+    """By content, wherever they are."""
+    data, model = tmp_path / "data", tmp_path / "models" / tiny_bert.name
+    shutil.copytree(toy_data, data)
+    again = ["train.resume=true", "base.run_name=other", "train.checkpoint_interval=7", "train.log_interval=1"]
+    distill(composed(*SETTINGS, *again, f"data.path={data}"))
+    text = (data / "test.csv").read_text()
+    (data / "test.csv").write_text(text.replace("cat", "dog"))
+    with pytest.raises(ValueError, match=r"differs in data \(was '\w+', now '\w+'\); restore"):
+        distill(composed(*SETTINGS, *again, f"data.path={data}"))
+    shutil.copytree(tiny_bert, model)
+    weights = load_file(model / "model.safetensors")
+    weights["embeddings.word_embeddings.weight"][0, 0] += 1
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"differs in model \(was 'sha256:\w+', now 'sha256:\w+'\), model\.model_name"):
+        distill(composed(*SETTINGS, *again, f"model.model_name={model}"))
+
+
+def test_run_of_a_constant_schedule_can_be_made_longer(composed: Compose, tmp_path: Path) -> None:
+    endless = ["train.scheduler_type=constant", "train.val_steps=2", "train.log_interval=1"]
+    distill(composed(*endless, "train.max_steps=4"))
+    longer = f"base.save_dir={tmp_path}/longer"
+    distill(composed(*endless, longer, "train.max_steps=2"))
+    distill(composed(*endless, longer, "train.max_steps=4", "train.resume=true"))
+    for name in ("last", "best"):
+        assert_equal(tensors(tmp_path / "longer/checkpoints" / name), tensors(tmp_path / "run/checkpoints" / name))
+    with pytest.raises(ValueError, match=r"train\.max_steps must be at least 4, the step reached, got 3"):
+        distill(composed(*endless, longer, "train.max_steps=3", "train.resume=true"))
+
+
+# --- MLflow that fails, and runs that it sees in pieces
+
+
+TRACKED = ["tracking=mlflow", "train.log_interval=1", "base.experiment_name=e", "train.checkpoint_interval=2"]
+
+
+def in_mlflow(root: Path, run_dir: Path) -> tuple[Any, dict[tuple[str, int], tuple[float, int]]]:
+    """The run of a folder, and its metrics: value and time in milliseconds by key and step, each once."""
+    client = tracking._client(tracking.ensure_store(root))
+    run = client.get_run(strict_json((run_dir / "mlflow.json").read_text())["run_id"])
+    values = [metric for name in run.data.metrics for metric in client.get_metric_history(run.info.run_id, name)]
+    found = {(metric.key, metric.step): (metric.value, metric.timestamp) for metric in values}
+    assert len(found) == len(values), "a step has two values"
+    return run, found
+
+
+def in_lines(run_dir: Path) -> dict[tuple[str, int], tuple[float, int]]:
+    return {
+        (name, line["step"]): (value, int(line["time"] * 1000))
+        for line in lines_of(run_dir)
+        for name, value in line.items()
+        if name not in ("step", "time")
+    }
+
+
+def artifacts_of(root: Path, run: Any) -> set[str]:
+    client = tracking._client(tracking.ensure_store(root))
+    return {file.path for file in client.list_artifacts(run.info.run_id)}
+
+
+def test_run_that_mlflow_failed_in_is_completed(
+    composed: Compose, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    log_batch, calls = MlflowClient.log_batch, []
+
+    def locked(self: MlflowClient, *args: Any, **entries: Any) -> None:
+        if "metrics" in entries and len(calls) == 2:
+            raise sqlite3.OperationalError("database is locked")
+        calls.append(entries)
+        log_batch(self, *args, **entries)
+
+    run_dir = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_batch", locked)
+        results = distill(composed(*TRACKED, "train.max_steps=4"), {"overrides.yaml": "x"})
+    (warning,) = our_warnings(caplog)
+    assert f"OperationalError: database is locked); the run goes on and is recorded in {run_dir}/" in warning
+    assert f"textdistill track {run_dir} completes" in warning
+    assert (run_dir / "results.json").exists()
+    run, found = in_mlflow(tmp_path, run_dir)
+    assert run.info.status == "RUNNING"
+    assert 0 < len(found) < len(in_lines(run_dir))
+
+    assert track(run_dir) == run.info.run_id
+    run, found = in_mlflow(tmp_path, run_dir)
+    assert found == in_lines(run_dir)
+    assert found["avg.loss", 4][0] == results["metrics"]["loss"]["mean"]
+    assert run.info.status == "FINISHED"
+    assert run.data.params["train.max_steps"] == "4"
+    assert artifacts_of(tmp_path, run) == {".hydra", "best", "last", "run.log", "results.json"}
+
+
+def test_mlflow_run_of_a_run_that_died_goes_on(
+    composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has the lines of a step beyond the last checkpoint, which come again and are not written twice."""
+    step, calls = trainer.outer_step, iter(range(1, 100))
+
+    def dying(*args: Any) -> Any:
+        if next(calls) == 4:
+            raise RuntimeError("died")
+        return step(*args)
+
+    monkeypatch.setattr(trainer, "outer_step", dying)
+    run_dir = tmp_path / "run"
+    with pytest.raises(RuntimeError, match="died"):
+        distill(composed(*TRACKED, "train.max_steps=5", "train.val_steps=3"))
+    run, before = in_mlflow(tmp_path, run_dir)
+    assert run.info.status == "FAILED"
+    assert before == in_lines(run_dir)
+    assert {step for key, step in before if key == "train_loss"} == {1, 2, 3}
+    assert {step for key, step in before if key == "validation_loss"} == {0, 3}
+    resume(run_dir)
+    again, after = in_mlflow(tmp_path, run_dir)
+    assert (again.info.run_id, again.info.status) == (run.info.run_id, "FINISHED")
+    assert {key: value for key, value in after.items() if key in before} == before
+    lines = in_lines(run_dir)
+    assert after.keys() == lines.keys()
+    for (name, step_of), (value, _) in after.items():
+        assert name == "checkpoint_seconds" or value == lines[name, step_of][0]
+    client = tracking._client(tracking.ensure_store(tmp_path))
+    assert len(client.search_runs([again.info.experiment_id])) == 1
+
+
+# --- verify
+
+
+def test_verify_measures_what_is_stated(
+    finished: dict[str, Any], distilled_dir: Path, composed: Compose, tmp_path: Path
+) -> None:
+    found = strict_json(json.dumps(verify(distilled_dir, composed(*SETTINGS))))
+    assert found["verified"] is found["same_data"] is found["same_model"] is True
+    assert found["unusual"] == []
+    assert set(found["metrics"]) == {"loss", "accuracy"}
+    for name, metric in found["metrics"].items():
+        expected = {key: finished["metrics"][name][key] for key in ("mean", "std", "n")}
+        assert metric == {"stated": expected, "measured": expected, "within": True}
+    assert not (tmp_path / "run").exists(), "it writes nothing"
+
+
+def stating(distilled_dir: Path, folder: Path, **scores: Any) -> Path:
+    """A copy of the set whose card states other scores, sealed as its maker would."""
+    shutil.copytree(distilled_dir, folder)
+    card = strict_json((folder / "config.json").read_text())
+    del card["config_sha256"]
+    card["provenance"]["scores"] |= scores
+    (folder / "config.json").write_bytes(storage.sealed(card))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("shift", "std", "within"),
+    [(0.04, 0.05, True), (0.06, 0.05, False), (-0.06, 0.05, False), (0.0, None, True), (0.001, None, False)],
+)
+def test_verify_allows_the_stated_spread(
+    shift: float,
+    std: float | None,
+    within: bool,
+    finished: dict[str, Any],
+    distilled_dir: Path,
+    composed: Compose,
+    tmp_path: Path,
+) -> None:
+    stated = {"mean": finished["metrics"]["loss"]["mean"] + shift, "std": std, "n": 3}
+    found = verify(stating(distilled_dir, tmp_path / "set", loss=stated), composed(*SETTINGS))
+    assert found["metrics"]["loss"]["within"] is found["verified"] is within
+    assert found["metrics"]["loss"]["stated"] == stated
+    assert found["metrics"]["accuracy"]["within"]
+
+
+def test_verify_says_that_data_or_model_are_others(
+    distilled_dir: Path, composed: Compose, toy_data: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(toy_data, data)
+    (data / "test.csv").write_text((data / "test.csv").read_text().replace("cat", "dog"))
+    found = verify(distilled_dir, composed(*SETTINGS, f"data.path={data}"))
+    assert (found["same_data"], found["same_model"]) == (False, True)
+
+
+def test_verify_needs_a_stated_score(distilled_dir: Path, composed: Compose, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"checkpoints/best: the card must state a score to be verified"):
+        verify(distilled_dir.parent / "checkpoints" / "best", composed(*SETTINGS))
+    for number, stated in enumerate([{"mean": 1.0, "std": 0.1}, {"mean": "1", "std": 0.1, "n": 3}, 0.5]):
+        with pytest.raises(ValueError, match=r"the card must state mean, std and n of loss"):
+            verify(stating(distilled_dir, tmp_path / f"set{number}", loss=stated), composed(*SETTINGS))
+
+
+@pytest.mark.parametrize("name", ["distilled.safetensors", "config.json"])
+def test_one_flipped_bit_is_named(name: str, distilled_dir: Path, composed: Compose, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(distilled_dir, tmp_path / "set"))
+    content = bytearray((folder / name).read_bytes())
+    # The lowest bit of a digit of the stated score, and of a tensor's last number.
+    place = content.index(b'"mean"') + 11 if name == "config.json" else len(content) - 4
+    content[place] ^= 1
+    (folder / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{folder}/{name}: (the |config_)sha256 must be"):
+        verify(folder, composed(*SETTINGS))
 
 
 # --- evaluate

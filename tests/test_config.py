@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
+from enum import EnumType
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import pytest
+from omegaconf import OmegaConf
 
 import toy
 from textdistill.attention import AttentionLabelType
 from textdistill.commands import distill
-from textdistill.config import RunConfig, compose
+from textdistill.config import RunConfig, compose, load_run_config
 from textdistill.distilled import Init, LabelType
 from textdistill.hypergradient import Estimator
 from textdistill.task import Protocol
@@ -32,6 +35,8 @@ OURS = {
     "train.max_steps",
     "train.val_steps",
     "train.heads_per_step",
+    "train.checkpoint_interval",
+    "train.resume",
     "tracking",
 }
 
@@ -251,7 +256,7 @@ def test_experiment_runs(name: str, tiny_bert: Path, toy_data: Path, tmp_path: P
         ),
         (
             ["distilled_data.attention_label_type=cls", "distilled_data.attention_loss_lambda=0"],
-            r"distilled_data\.attention_loss_lambda must be above 0 with attention labels \(cls\), got 0",
+            r"distilled_data\.attention_loss_lambda must be above 0 and finite with attention labels \(cls\), got 0",
         ),
         (["train.epoch=0"], r"train\.epoch must be at least 1, got 0"),
         (["evaluate.n_eval_model=0"], r"evaluate\.n_eval_model must be at least 1, got 0"),
@@ -313,3 +318,124 @@ def test_setting_with_effect_is_not_warned_of(overrides: list[str], caplog: pyte
 def test_unknown_key_or_value(override: str) -> None:
     with pytest.raises(ValueError, match=f"cannot compose the configuration: .*{override.partition('=')[0]}"):
         compose(override)
+
+
+# --- A run that goes on
+
+
+# What may change; max_steps and epoch under a schedule without an end.
+FREE = {
+    *("base.experiment_name", "base.method", "base.run_name", "base.save_dir_root", "base.save_method_dir"),
+    *("base.save_dir", "base.data_dir_root", "data.path", "data.datasets_path", "data.preprocessed_datasets_path"),
+    *("data.num_proc", "data.force_preprocess", "train.resume", "train.save_ckpt_dir", "train.checkpoint_interval"),
+    *("train.log_interval", "train.val_interval", "train.val_steps", "tracking"),
+}
+
+
+def another(hint: Any, value: Any, name: str) -> Any:
+    """A value of the type that is not ``value``."""
+    kind = next(arg for arg in get_args(hint) if arg is not type(None)) if isinstance(hint, UnionType) else hint
+    if get_origin(kind) is list:
+        return ["a b", f"{name}: 'ü' #"]
+    if isinstance(kind, EnumType):
+        return next(member for member in kind if member is not value)
+    if kind is bool:
+        return not value
+    if kind is int:
+        return (value or 0) + 7
+    return 1 / 3 if kind is float else f"{name}: 'ü' #"
+
+
+def change(config: Any, only: str | None = None, prefix: str = "") -> None:
+    """Changes every key, or one."""
+    hints = get_type_hints(type(config))
+    for name, value in vars(config).items():
+        if is_dataclass(value):
+            change(value, only, f"{prefix}{name}.")
+        elif only in (None, f"{prefix}{name}"):
+            setattr(config, name, another(hints[name], value, name))
+
+
+def changed(*keys: str, **train: Any) -> RunConfig:
+    config = RunConfig()
+    for key, value in train.items():
+        setattr(config.train, key, value)
+    for key in keys:
+        change(config, key)
+    return config
+
+
+def test_settings_that_may_change() -> None:
+    keys = [key for key, _ in leaves(RunConfig())]
+    assert all(dict(leaves(changed(key)))[key] != dict(leaves(RunConfig()))[key] for key in keys)
+    assert {key for key in keys if changed(key).fixed() == RunConfig().fixed()} == FREE
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "warmup", "free"),
+    [
+        ("linear", 0.0, False),
+        ("cosine", 0.0, False),
+        ("cosine_with_restarts", 0.0, False),
+        ("polynomial", 0.0, False),
+        ("constant", 0.1, True),
+        ("constant_with_warmup", 0.1, False),
+        ("constant_with_warmup", 0.0, True),
+        ("inverse_sqrt", 0.1, False),
+        ("inverse_sqrt", 0.0, True),
+    ],
+)
+@pytest.mark.parametrize("key", ["train.max_steps", "train.epoch"])
+def test_length_may_change_under_a_schedule_without_an_end(key: str, scheduler: str, warmup: float, free: bool) -> None:
+    train = {"scheduler_type": scheduler, "warmup_ratio": warmup}
+    assert (changed(key, **train).fixed() == changed(**train).fixed()) is free
+    assert changed("train.lr_lr", **train).fixed() != changed(**train).fixed()
+
+
+def save(config: RunConfig, folder: Path) -> None:
+    folder.mkdir()
+    OmegaConf.save(OmegaConf.structured(config), folder / "config.yaml")
+
+
+@pytest.mark.parametrize("every_key", [False, True])
+def test_saved_configuration_comes_back(every_key: bool, tmp_path: Path) -> None:
+    config = RunConfig()
+    if every_key:
+        change(config)
+        untouched = dict(leaves(RunConfig()))
+        assert all(value != untouched[key] for key, value in leaves(config))
+    save(config, tmp_path / "run")
+    found = load_run_config(tmp_path / "run")
+    expected = asdict(config)
+    expected["base"]["save_dir"] = str(tmp_path / "run")
+    if not every_key:
+        expected["train"]["save_ckpt_dir"] = f"{tmp_path}/run/checkpoints"
+    assert asdict(found) == expected
+    assert [type(value) for _, value in leaves(found)] == [type(value) for _, value in leaves(config)]
+
+
+def test_configuration_moves_with_its_folder(tmp_path: Path) -> None:
+    for name, overrides in {"a": [], "b": [f"train.save_ckpt_dir={tmp_path}/elsewhere"]}.items():
+        config = compose("data.task_name=sst2", f"base.save_dir={tmp_path}/{name}", *overrides)
+        save(config, tmp_path / name)
+        (tmp_path / name).rename(tmp_path / f"new {name}")
+        found = load_run_config(tmp_path / f"new {name}")
+        assert found.base.save_dir == f"{tmp_path}/new {name}"
+        assert found.train.save_ckpt_dir == f"{tmp_path}/{'elsewhere' if overrides else 'new a/checkpoints'}"
+        assert found.fixed() == config.fixed()
+
+
+def test_folder_without_a_run(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=rf"{tmp_path} is not a run folder: it has no config\.yaml; check"):
+        load_run_config(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"train: [", b"\xff\xfe\x00", b"- a\n- b\n", b"words", b"train:\n  nonsense: 1\n", b"train:\n  epoch: many\n"],
+    ids=["yaml", "binary", "list", "text", "key", "value"],
+)
+def test_file_that_is_no_configuration(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{tmp_path}/config\.yaml must be the configuration of a run: "):
+        load_run_config(tmp_path)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import signal
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from conftest import CLASS_NAMES, CLASS_WORDS
 from textdistill import trainer
 from textdistill.attention import AttentionLabelType
 from textdistill.baselines import random_samples
+from textdistill.checkpoint import Checkpoint, Interrupted, load_checkpoint
 from textdistill.distilled import Card, DistilledDataConfig, DistilledDataset, Init, LabelType, LearnerTrainConfig
 from textdistill.evaluation import score, trained_on
 from textdistill.hypergradient import Estimator, hypergradient
@@ -25,7 +28,7 @@ from textdistill.learner import Learner, ModelConfig
 from textdistill.losses import task_loss
 from textdistill.seeding import stream_seed
 from textdistill.task import DataConfig, TokenizedSplit, load_task, tokenize, train_batches
-from textdistill.trainer import FitResult, OptimizerType, TrainConfig, fit, make_optimizer, outer_step
+from textdistill.trainer import CHECKPOINT_FILE, FitResult, OptimizerType, TrainConfig, fit, make_optimizer, outer_step
 
 # Of tests in which no optimiser steps.
 pytestmark = pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
@@ -35,20 +38,27 @@ BATCH, EPOCH = 10, 3
 SOFT = {"label_type": LabelType.soft, "attention_label_type": AttentionLabelType.cls}
 
 
+StepResult = tuple[float, float, float]
+
+
 class Recorder:
     """A tracker that remembers."""
 
     def __init__(self) -> None:
         self.lines: list[tuple[int, dict[str, float | None]]] = []
 
-    def log_params(self, params: Mapping[str, Any]) -> None: ...
-
     def log_metrics(self, metrics: Mapping[str, float | None], step: int) -> None:
         self.lines.append((step, dict(metrics)))
 
-    def log_artifact(self, path: Path) -> None: ...
+    def mark(self) -> int:
+        return len(self.lines)
 
-    def close(self, failed: bool = False) -> None: ...
+    def rewind(self, mark: int) -> None:
+        del self.lines[mark:]
+
+    def timeless(self) -> list[tuple[int, dict[str, float | None]]]:
+        """The lines without what a clock says."""
+        return [(step, {k: v for k, v in line.items() if not k.endswith("_seconds")}) for step, line in self.lines]
 
     def steps(self, name: str) -> list[int]:
         return [step for step, metrics in self.lines if name in metrics]
@@ -58,17 +68,17 @@ class Recorder:
 
 
 class Scripted:
-    """A validation that returns losses one by one, and remembers the sets that it was shown."""
+    """A validation that returns losses one by one, or raises a signal, and remembers the sets that it was shown."""
 
-    def __init__(self, *losses: float | BaseException) -> None:
-        self.losses: Iterator[float | BaseException] = iter(losses)
+    def __init__(self, *losses: float | signal.Signals) -> None:
+        self.losses: Iterator[float | signal.Signals] = iter(losses)
         self.seen: list[dict[str, Tensor]] = []
 
     def __call__(self, distilled: DistilledDataset) -> dict[str, float]:
         self.seen.append(raw_copy(distilled))
         loss = next(self.losses)
-        if isinstance(loss, BaseException):
-            raise loss
+        if isinstance(loss, signal.Signals):
+            signal.raise_signal(loss)
         return {"loss": loss}
 
 
@@ -101,10 +111,13 @@ def run(tiny_learner: Learner, toy_split: TokenizedSplit, tmp_path: Path) -> Cal
         tracker: Recorder | None = None,
         seed: int = 0,
         batch_size: int = BATCH,
+        checkpoint: Checkpoint | None = None,
+        learner: Learner = tiny_learner,
         **config: Any,
     ) -> FitResult:
-        settings = TrainConfig(save_ckpt_dir=str(tmp_path / "checkpoints"), **config)
-        return fit(distilled, tiny_learner, toy_split, batch_size, validate, tracker or Recorder(), settings, seed)
+        settings = TrainConfig(**{"save_ckpt_dir": str(tmp_path / "checkpoints")} | config)
+        recorder = tracker or Recorder()
+        return fit(distilled, learner, toy_split, batch_size, validate, recorder, settings, seed, checkpoint=checkpoint)
 
     return run
 
@@ -113,7 +126,7 @@ def run(tiny_learner: Learner, toy_split: TokenizedSplit, tmp_path: Path) -> Cal
 def still(monkeypatch: pytest.MonkeyPatch) -> None:
     """Outer steps that change nothing; their loss counts 1, 2, 3, ..."""
     losses = iter(range(1, 1000))
-    monkeypatch.setattr(trainer, "outer_step", lambda *_: (float(next(losses)), 0.5))
+    monkeypatch.setattr(trainer, "outer_step", lambda *_: (float(next(losses)), 0.5, 0.1))
 
 
 # --- What a run repeats and what it leaves alone
@@ -127,7 +140,7 @@ def test_one_seed_one_result(tiny_learner: Learner, toy_split: TokenizedSplit, r
 
     (first, recorded), (again, recorded_again), (other, _) = trained(0), trained(0), trained(1)
     assert equal(first, again)
-    assert recorded.lines == recorded_again.lines
+    assert recorded.timeless() == recorded_again.timeless()
     assert not any(torch.equal(first[name], other[name]) for name in first)
 
 
@@ -137,10 +150,10 @@ def test_every_outer_step_has_draws_of_its_own(
     """Of heads, and of real rows, all of which an epoch shows once."""
     seeds, labels = [], []
 
-    def spy(distilled: DistilledDataset, learner: Learner, batch: dict[str, Tensor], *args: Any) -> tuple[float, float]:
+    def spy(distilled: DistilledDataset, learner: Learner, batch: dict[str, Tensor], *args: Any) -> StepResult:
         seeds.append(args[-1])
         labels.append(batch["labels"].tolist())
-        return 1.0, 0.5
+        return 1.0, 0.5, 0.1
 
     monkeypatch.setattr(trainer, "outer_step", spy)
     run(create(tiny_learner, toy_split), epoch=2)
@@ -301,70 +314,369 @@ def test_loss_that_is_not_finite_stops_the_run(
     calls = iter(range(1, 10))
     step = outer_step
 
-    def diverging(distilled: DistilledDataset, *args: Any) -> tuple[float, float]:
+    def diverging(distilled: DistilledDataset, *args: Any) -> StepResult:
         if next(calls) == 3:
             # The learner's parameters overflow, as they do with far too large a rate.
             distilled.raw["lr"].data.fill_(1e308)
         return step(distilled, *args)
 
     monkeypatch.setattr(trainer, "outer_step", diverging)
-    distilled = create(tiny_learner, toy_split)
+    distilled, validate = create(tiny_learner, toy_split), Scripted(3.0, 2.0)
     with pytest.raises(FloatingPointError) as error:
-        run(distilled, Scripted(3.0, 2.0), max_steps=5, val_steps=2)
+        run(distilled, validate, max_steps=5, val_steps=2, checkpoint_interval=2)
     message = str(error.value)
-    assert "the outer loss is nan at outer step 3, learned lr [1e+308];" in message
-    assert f"the best set so far (step 2) is in {tmp_path / 'checkpoints' / 'best'};" in message
+    assert "outer_loss nan, hypergradient_norm nan after outer step 2, learned lr [1e+308]: must be finite;" in message
+    path = tmp_path / "checkpoints" / CHECKPOINT_FILE
+    assert f"the checkpoint of step 2 is in {path};" in message
     assert "lower train.lr_inputs_embeds" in message
     assert all(tensor.isfinite().all() for tensor in distilled.raw.values())
     assert (tmp_path / "checkpoints" / "best").is_dir()
+    # The state is that before the step.
+    assert torch.equal(load_checkpoint(path, {}).tensors["raw.inputs_embeds"], validate.seen[1]["inputs_embeds"])
 
 
-def test_gradient_that_is_not_finite_stops_the_run_too(
-    tiny_learner: Learner, toy_split: TokenizedSplit, run: Callable[..., FitResult], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pull_back = DistilledDataset.pull_back
-
-    def broken(self: DistilledDataset, *args: Any) -> dict[str, Tensor]:
-        return {name: grad * math.nan for name, grad in pull_back(self, *args).items()}
-
-    monkeypatch.setattr(DistilledDataset, "pull_back", broken)
-    with pytest.raises(FloatingPointError, match=r"the outer loss is nan at outer step 2, learned lr \[nan\]"):
-        run(create(tiny_learner, toy_split), max_steps=5)
-
-
-def test_validation_loss_that_is_not_finite_stops_the_run(
-    tiny_learner: Learner, toy_split: TokenizedSplit, run: Callable[..., FitResult], tmp_path: Path
-) -> None:
-    with pytest.raises(FloatingPointError, match="the validation loss is nan at outer step 0, learned lr"):
-        run(create(tiny_learner, toy_split), Scripted(math.nan))
-    with pytest.raises(FloatingPointError, match=r"the validation loss is inf at outer step 2.*\(step 1\) is in"):
-        run(create(tiny_learner, toy_split), Scripted(1.0, 0.5, math.inf), val_steps=1)
-
-
-@pytest.mark.parametrize("where", ["validate", "step"])
-def test_interrupted_run_leaves_the_last_set(
-    where: str,
+def test_hypergradient_that_is_not_finite_stops_the_run_too(
     tiny_learner: Learner,
     toy_split: TokenizedSplit,
     run: Callable[..., FitResult],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    validate, step, calls = Scripted(2.0, 1.0, KeyboardInterrupt()), outer_step, iter(range(1, 10))
+    """In the step that made it, with the set as it was."""
+    pull_back = DistilledDataset.pull_back
 
-    def interrupted(*args: Any) -> tuple[float, float]:
+    def broken(self: DistilledDataset, *args: Any) -> dict[str, Tensor]:
+        return {name: grad * math.nan for name, grad in pull_back(self, *args).items()}
+
+    monkeypatch.setattr(DistilledDataset, "pull_back", broken)
+    distilled = create(tiny_learner, toy_split)
+    before, lr = raw_copy(distilled), distilled.lr.tolist()
+    with pytest.raises(FloatingPointError) as error:
+        run(distilled, max_steps=5)
+    message = str(error.value)
+    assert f", hypergradient_norm nan after outer step 0, learned lr {lr}: must be finite; the checkpoint" in message
+    assert f"the checkpoint of step 0 is in {tmp_path / 'checkpoints' / CHECKPOINT_FILE};" in message
+    assert "outer_loss nan" not in message
+    assert equal(raw_copy(distilled), before)
+
+
+def test_validation_loss_that_is_not_finite_stops_the_run(
+    tiny_learner: Learner, toy_split: TokenizedSplit, run: Callable[..., FitResult], tmp_path: Path
+) -> None:
+    with pytest.raises(
+        FloatingPointError, match=r"validation_loss nan after outer step 0, .*; no checkpoint was written"
+    ):
+        run(create(tiny_learner, toy_split), Scripted(math.nan))
+    with pytest.raises(FloatingPointError, match=r"validation_loss inf after outer step 2, .* of step 1 is in"):
+        run(create(tiny_learner, toy_split), Scripted(1.0, 0.5, math.inf), val_steps=1, checkpoint_interval=1)
+
+
+def test_overflow_in_float16_is_a_step_left_out(
+    tiny_learner32: Learner, toy_split: TokenizedSplit, run: Callable[..., FitResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its gradient is infinite, which neither stops the run nor counts as clipped; the scale is halved."""
+    pull_back, calls = DistilledDataset.pull_back, iter(range(1, 100))
+
+    def overflowing(self: DistilledDataset, *args: Any) -> dict[str, Tensor]:
+        grads, call = pull_back(self, *args), next(calls)
+        return {name: grad if call > 2 else torch.full_like(grad, math.inf) for name, grad in grads.items()}
+
+    monkeypatch.setattr(DistilledDataset, "pull_back", overflowing)
+    distilled, validate = create(tiny_learner32, toy_split), Scripted(*[1.0] * 4)
+    result = run(distilled, validate, learner=tiny_learner32, max_steps=3, val_steps=1, fp16=True, max_grad_norm=1e9)
+    assert result.clipped_steps == 0
+    start, first, second, third = (seen["inputs_embeds"] for seen in validate.seen)
+    assert torch.equal(start, first)
+    assert torch.equal(first, second)
+    assert not torch.equal(second, third)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("where", ["validate", "step"])
+def test_interrupted_run_leaves_its_state_and_the_last_set(
+    where: str,
+    signum: signal.Signals,
+    tiny_learner: Learner,
+    toy_split: TokenizedSplit,
+    run: Callable[..., FitResult],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A step is finished first; a validation, which starts over, is not."""
+    validate, step, calls = Scripted(2.0, 1.0, signum, 0.5), outer_step, iter(range(1, 10))
+
+    def interrupted(*args: Any) -> StepResult:
         if where == "step" and next(calls) == 3:
-            raise KeyboardInterrupt
+            signal.raise_signal(signum)
         return step(*args)
 
     monkeypatch.setattr(trainer, "outer_step", interrupted)
-    distilled = create(tiny_learner, toy_split)
-    with pytest.raises(KeyboardInterrupt):
+    distilled, before = create(tiny_learner, toy_split), signal.getsignal(signum)
+    with pytest.raises(KeyboardInterrupt) as error:
         run(distilled, validate, max_steps=9, val_steps=1 if where == "validate" else 5)
+    assert signal.getsignal(signum) is before
+    reached = 2 if where == "validate" else 3
+    path = tmp_path / "checkpoints" / CHECKPOINT_FILE
+    assert isinstance(error.value, Interrupted)
+    assert error.value.signum == signum
+    assert str(error.value) == f"interrupted at step {reached}/9; the state is in {path}"
+    assert load_checkpoint(path, {}).state["progress"]["step"] == reached
     last = DistilledDataset.from_pretrained(tmp_path / "checkpoints" / "last")
     assert equal(raw_copy(last), {name: tensor.float() for name, tensor in raw_copy(distilled).items()})
     assert not torch.equal(distilled.raw["inputs_embeds"], validate.seen[0]["inputs_embeds"])
-    assert last.card.provenance["outer_steps"] == (2 if where == "validate" else 3)
+    assert last.card.provenance["outer_steps"] == reached
+
+
+def test_second_signal_in_the_middle_of_a_step_writes_no_state(
+    tiny_learner: Learner,
+    toy_split: TokenizedSplit,
+    run: Callable[..., FitResult],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The state is not whole there; the last checkpoint counts."""
+    step, calls = outer_step, iter(range(1, 10))
+
+    def interrupted(*args: Any) -> StepResult:
+        result = step(*args)
+        if next(calls) == 4:
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+        return result
+
+    monkeypatch.setattr(trainer, "outer_step", interrupted)
+    validate = Scripted(*[1.0] * 9)
+    path = tmp_path / "checkpoints" / CHECKPOINT_FILE
+    with pytest.raises(Interrupted) as error:
+        run(create(tiny_learner, toy_split), validate, max_steps=9, val_steps=1, checkpoint_interval=2)
+    assert str(error.value) == f"interrupted twice; the checkpoint of step 2 is in {path}"
+    state = load_checkpoint(path, {})
+    assert state.state["progress"]["step"] == 2
+    assert torch.equal(state.tensors["raw.inputs_embeds"], validate.seen[2]["inputs_embeds"])
+
+
+# --- How it goes on
+
+
+def wobbly(distilled: DistilledDataset) -> dict[str, float]:
+    """A validation that goes up and down with the set, and nothing else; lowest on the way in the runs below."""
+    return {"loss": 2.0 + math.sin(0.2 + 137 * sum(tensor.sum().item() for tensor in distilled.raw.values()))}
+
+
+def interrupted_at(call: int, signum: signal.Signals) -> trainer.Validate:
+    calls = iter(range(1, 100))
+
+    def validate(distilled: DistilledDataset) -> dict[str, float]:
+        if next(calls) == call:
+            signal.raise_signal(signum)
+        return wobbly(distilled)
+
+    return validate
+
+
+def stepping(before: dict[int, Callable[[], None]]) -> Callable[..., StepResult]:
+    """Outer steps before which something happens."""
+    calls = iter(range(1, 100))
+
+    def step(*args: Any) -> StepResult:
+        before.get(next(calls), lambda: None)()
+        return outer_step(*args)
+
+    return step
+
+
+def die() -> None:
+    raise RuntimeError("died")
+
+
+# Two heads, two inner steps; checkpoints, validations and log lines that do not coincide; epochs of 3 steps.
+LONG = {
+    **{"max_steps": 8, "val_steps": 2, "checkpoint_interval": 3, "log_interval": 2, "heads_per_step": 2},
+    **{"lr_inputs_embeds": 0.05, "weight_decay": 0.01, "warmup_ratio": 0.25, "max_grad_norm": 0.2},
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [
+        ("adamw", {"scheduler_type": "linear"}),
+        ("adam", {"scheduler_type": "cosine_with_restarts"}),
+        ("sgd", {"scheduler_type": "constant_with_warmup"}),
+        ("momentum", {"scheduler_type": "inverse_sqrt"}),
+        ("adamw", {"fp16": True}),
+    ],
+)
+def test_run_interrupted_three_times_ends_as_one_that_was_not(
+    kind: str,
+    config: dict[str, Any],
+    tiny_learner: Learner,
+    tiny_learner32: Learner,
+    toy_split: TokenizedSplit,
+    run: Callable[..., FitResult],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Bit for bit: by a signal in a step, by a death between two checkpoints, by a signal in a validation."""
+    learner = tiny_learner32 if "fp16" in config else tiny_learner
+    settings = {**LONG, "optimizer_type": OptimizerType(kind), "learner": learner, **config}
+    state = tmp_path / "checkpoints" / CHECKPOINT_FILE
+
+    def new() -> DistilledDataset:
+        return create(learner, toy_split, train_step=2, **SOFT)
+
+    whole, expected_lines, quiet = new(), Recorder(), tmp_path / "quiet"
+    expected = run(whole, wobbly, expected_lines, save_ckpt_dir=str(quiet), **settings)
+    # Else less would have to come through the checkpoints.
+    assert expected.best_step in (2, 4, 6)
+    assert 0 < expected.clipped_steps < 8
+
+    recorded = Recorder()
+    monkeypatch.setattr(trainer, "outer_step", stepping({1: lambda: signal.raise_signal(signal.SIGINT)}))
+    with pytest.raises(Interrupted, match="at step 1/8"):
+        run(new(), wobbly, recorded, **settings)
+    assert not recorded.steps("train_loss")
+    monkeypatch.setattr(trainer, "outer_step", stepping({4: die}))
+    with pytest.raises(RuntimeError, match="died"):
+        run(new(), wobbly, recorded, checkpoint=load_checkpoint(state, {}), **settings)
+    assert recorded.steps("train_loss") == [2, 4], "what the checkpoint of step 3 does not know comes again"
+    monkeypatch.setattr(trainer, "outer_step", stepping({}))
+    validate = interrupted_at(2, signal.SIGTERM)
+    with pytest.raises(Interrupted, match="at step 6/8"):
+        run(new(), validate, recorded, checkpoint=load_checkpoint(state, {}), **settings)
+    again = new()
+    result = run(again, wobbly, recorded, checkpoint=load_checkpoint(state, {}), **settings)
+
+    assert equal(raw_copy(again), raw_copy(whole))
+    assert recorded.timeless() == expected_lines.timeless()
+    assert replace(result, seconds=0.0, checkpoint_seconds=0.0) == replace(
+        expected, seconds=0.0, checkpoint_seconds=0.0
+    )
+    assert 0 < result.checkpoint_seconds < result.seconds
+    for name in ("best", "last"):
+        first, second = (DistilledDataset.from_pretrained(folder / name) for folder in (quiet, state.parent))
+        assert equal(raw_copy(first), raw_copy(second)), name
+        assert first.card == second.card
+    # Moments, schedule, scale of float16: all that goes on from the end.
+    first_state, second_state = load_checkpoint(quiet / CHECKPOINT_FILE, {}), load_checkpoint(state, {})
+    assert equal(first_state.tensors, second_state.tensors)
+    for found in (first_state, second_state):
+        for clock in ("seconds", "checkpoint_seconds"):
+            del found.state["progress"][clock]
+    assert first_state.state == second_state.state
+
+
+@pytest.fixture
+def checkpoint(
+    tiny_learner: Learner, toy_split: TokenizedSplit, run: Callable[..., FitResult], tmp_path: Path
+) -> Checkpoint:
+    """Of step 4 of a run of 4 with momentum, which is its end."""
+    run(create(tiny_learner, toy_split), max_steps=4, optimizer_type=OptimizerType.momentum)
+    return load_checkpoint(tmp_path / "checkpoints" / CHECKPOINT_FILE, {})
+
+
+def test_finished_run_goes_on_to_the_same_end(
+    checkpoint: Checkpoint,
+    tiny_learner: Learner,
+    toy_split: TokenizedSplit,
+    run: Callable[..., FitResult],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(trainer, "outer_step", stepping({1: die}))
+    distilled, recorder = create(tiny_learner, toy_split), Recorder()
+    recorder.lines = [(0, {})] * checkpoint.state["progress"]["mark"]
+    config = {"max_steps": 4, "optimizer_type": OptimizerType.momentum}
+    result = run(distilled, Scripted(), recorder, checkpoint=checkpoint, **config)
+    assert (result.outer_steps, result.best_step, result.validation) == (4, 0, {"loss": 1.0})
+    assert equal(raw_copy(distilled), raw_copy(create(tiny_learner, toy_split)))
+    assert len(recorder.lines) == checkpoint.state["progress"]["mark"]
+
+
+def test_best_set_of_the_folder_is_that_of_the_checkpoint(
+    checkpoint: Checkpoint,
+    tiny_learner: Learner,
+    toy_split: TokenizedSplit,
+    run: Callable[..., FitResult],
+    tmp_path: Path,
+) -> None:
+    """What a run has written after its last checkpoint is not there for one that goes on."""
+    best = tmp_path / "checkpoints" / "best"
+    create(tiny_learner, toy_split, init=Init.noise).save_pretrained(best, outer_steps=9)
+    run(
+        create(tiny_learner, toy_split), Scripted(), checkpoint=checkpoint,
+        max_steps=4, optimizer_type=OptimizerType.momentum,
+    )  # fmt: skip
+    saved = DistilledDataset.from_pretrained(best)
+    assert equal(raw_copy(saved), {k: t.float() for k, t in raw_copy(create(tiny_learner, toy_split)).items()})
+    assert saved.card.provenance["outer_steps"] == 0
+
+
+NOT_OF_SUCH_A_RUN = rf"{CHECKPOINT_FILE} must hold the counters, tensors and moments of a run .*; remove it to start"
+
+
+@pytest.mark.parametrize(
+    ("shape", "config", "message"),
+    [
+        pytest.param({"seq_length": 5}, {}, NOT_OF_SUCH_A_RUN, id="shape"),
+        pytest.param(SOFT, {}, NOT_OF_SUCH_A_RUN, id="parts"),
+        pytest.param({}, {"optimizer_type": OptimizerType.adamw}, NOT_OF_SUCH_A_RUN, id="optimiser"),
+        pytest.param({}, {"max_steps": 3}, r"train\.max_steps must be at least 4, the step reached, got 3", id="steps"),
+    ],
+)
+def test_checkpoint_of_another_run_is_refused(
+    shape: dict[str, Any],
+    config: dict[str, Any],
+    message: str,
+    checkpoint: Checkpoint,
+    tiny_learner: Learner,
+    toy_split: TokenizedSplit,
+    run: Callable[..., FitResult],
+) -> None:
+    distilled, recorder = create(tiny_learner, toy_split, **shape), Recorder()
+    recorder.lines = [(0, {})] * 100
+    with pytest.raises(ValueError, match=message):
+        run(
+            distilled,
+            tracker=recorder,
+            checkpoint=checkpoint,
+            **{"max_steps": 4, "optimizer_type": OptimizerType.momentum} | config,
+        )
+    assert len(recorder.lines) == 100
+
+
+@pytest.mark.parametrize("damage", ["a counter is missing", "a counter is a text", "step", "rates", "no state"])
+def test_checkpoint_that_makes_no_sense_is_refused(
+    damage: str, checkpoint: Checkpoint, tiny_learner: Learner, toy_split: TokenizedSplit, run: Callable[..., FitResult]
+) -> None:
+    state: dict[str, Any] = {**checkpoint.state, "progress": dict(checkpoint.state["progress"])}
+    if damage == "a counter is missing":
+        del state["progress"]["validated"]
+    elif damage == "a counter is a text":
+        state["progress"]["clipped"] = "3"
+    elif damage == "step":
+        state["progress"]["step"] = -1
+    elif damage == "rates":
+        state["optimizer_lrs"] = state["optimizer_lrs"][:1]
+    else:
+        state = {}
+    with pytest.raises(ValueError, match=NOT_OF_SUCH_A_RUN):
+        run(
+            create(tiny_learner, toy_split), checkpoint=Checkpoint(checkpoint.tensors, state),
+            max_steps=4, optimizer_type=OptimizerType.momentum,
+        )  # fmt: skip
+
+
+def test_states_are_written_every_interval_and_at_the_end(
+    tiny_learner: Learner, toy_split: TokenizedSplit, run: Callable[..., FitResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps, save = [], trainer.save_checkpoint
+
+    def spy(path: Path, checkpoint: Checkpoint, settings: Mapping[str, Any]) -> None:
+        steps.append(checkpoint.state["progress"]["step"])
+        save(path, checkpoint, settings)
+
+    monkeypatch.setattr(trainer, "save_checkpoint", spy)
+    run(create(tiny_learner, toy_split), max_steps=5, checkpoint_interval=2)
+    assert steps == [0, 2, 4, 5]
 
 
 # --- One outer step
@@ -376,7 +688,7 @@ def batch_of(split: TokenizedSplit) -> dict[str, Tensor]:
 
 def step_once(
     distilled: DistilledDataset, learner: Learner, split: TokenizedSplit, **config: Any
-) -> tuple[dict[str, Tensor], tuple[float, float]]:
+) -> tuple[dict[str, Tensor], StepResult]:
     """The displacement of every part by one outer step, and what the step returns."""
     settings = TrainConfig(**({"optimizer_type": OptimizerType.sgd, "lr_inputs_embeds": 1.0} | config))
     before = raw_copy(distilled)
@@ -404,7 +716,7 @@ def test_heads_are_averaged(tiny_learner: Learner, toy_split: TokenizedSplit) ->
         loss, parts = hypergradient(Estimator.difference, inner_loss, outer_loss, params, batches)
         losses.append(loss.item())
         grads.append(distilled.pull_back(batches, parts))
-    moved, (loss_of_step, accuracy) = step_once(
+    moved, (loss_of_step, accuracy, norm) = step_once(
         distilled, tiny_learner, toy_split, heads_per_step=2, max_grad_norm=None
     )
     assert moved.keys() == grads[0].keys()
@@ -413,6 +725,7 @@ def test_heads_are_averaged(tiny_learner: Learner, toy_split: TokenizedSplit) ->
     assert not torch.allclose(grads[0]["inputs_embeds"], grads[1]["inputs_embeds"], rtol=0.1)
     assert loss_of_step == pytest.approx(sum(losses) / 2, rel=1e-12)
     assert accuracy == pytest.approx(sum(hits) / 2)
+    assert norm == pytest.approx(math.sqrt(sum(tensor.square().sum().item() for tensor in moved.values())), rel=1e-6)
 
 
 def test_estimators_agree(tiny_learner: Learner, toy_split: TokenizedSplit) -> None:
@@ -437,16 +750,38 @@ def test_gradient_is_clipped(tiny_learner: Learner, toy_split: TokenizedSplit) -
 
     free = norm(step_once(create(tiny_learner, toy_split), tiny_learner, toy_split, max_grad_norm=None)[0])
     limit = free / 10
-    clipped, _ = step_once(create(tiny_learner, toy_split), tiny_learner, toy_split, max_grad_norm=limit)
+    clipped, (*_, told) = step_once(create(tiny_learner, toy_split), tiny_learner, toy_split, max_grad_norm=limit)
     assert norm(clipped) == pytest.approx(limit, rel=1e-4)
+    assert told == pytest.approx(free, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("limit", "shares", "count"), [(1.0, [0.5, 0.5, 1.0], 3), (0.1, [1.0, 1.0, 1.0], 5), (None, [], 0)]
+)
+def test_clipped_steps_are_counted(
+    limit: float | None,
+    shares: list[float],
+    count: int,
+    tiny_learner: Learner,
+    toy_split: TokenizedSplit,
+    run: Callable[..., FitResult],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As the share of the steps since the last line, and in all; a norm at the limit is not clipped."""
+    norms = iter([0.5, 1.5, 2.0, 1.0, 3.0])
+    monkeypatch.setattr(trainer, "outer_step", lambda *_: (1.0, 0.5, next(norms)))
+    recorder = Recorder()
+    result = run(create(tiny_learner, toy_split), tracker=recorder, max_steps=5, log_interval=2, max_grad_norm=limit)
+    assert recorder.values("clipped") == shares
+    assert result.clipped_steps == count
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_mixed_precision_runs_on_the_cpu(
     precision: str, tiny_learner32: Learner, toy_split: TokenizedSplit, tmp_path: Path
 ) -> None:
-    plain, (loss, _) = step_once(create(tiny_learner32, toy_split), tiny_learner32, toy_split)
-    mixed, (mixed_loss, _) = step_once(
+    plain, (loss, *_) = step_once(create(tiny_learner32, toy_split), tiny_learner32, toy_split)
+    mixed, (mixed_loss, *_) = step_once(
         create(tiny_learner32, toy_split), tiny_learner32, toy_split, **{precision: True}
     )
     assert mixed_loss != loss
@@ -550,9 +885,12 @@ def test_weight_decay_is_on_embeddings_and_attention_only(
     ("key", "value", "message"),
     [
         *((key, 0, "must be at least 1, got 0") for key in ("epoch", "max_steps", "val_interval", "val_steps")),
-        *((key, 0, "must be at least 1, got 0") for key in ("n_eval_model", "heads_per_step")),
+        *((key, 0, "must be at least 1, got 0") for key in ("n_eval_model", "heads_per_step", "checkpoint_interval")),
         *((key, 0, "must be at least 1, or -1 for a tenth of an epoch, got 0") for key in ("log_interval",)),
-        *((key, -1.0, "must be at least 0, got -1") for key in ("lr_inputs_embeds", "lr_labels", "weight_decay")),
+        *(
+            (key, -1.0, "must be at least 0 and finite, got -1")
+            for key in ("lr_inputs_embeds", "lr_labels", "weight_decay")
+        ),
         ("warmup_ratio", 1.5, "must be from 0 to 1, got 1.5"),
         ("max_grad_norm", 0.0, "must be above 0, or null for no clipping, got 0"),
         ("scheduler_type", "reduce_lr_on_plateau", "must be one of linear, cosine, .*got 'reduce_lr_on_plateau'"),

@@ -6,11 +6,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from textdistill.commands import baseline, distill, evaluate, finetune, show
+    from textdistill.commands import baseline, distill, evaluate, finetune, resume, show, track, verify
     from textdistill.config import compose
     from textdistill.distilled import DistilledDataset
 
-__all__ = ["DistilledDataset", "baseline", "compose", "distill", "evaluate", "finetune", "show"]
+__all__ = [
+    "DistilledDataset",
+    "baseline",
+    "compose",
+    "distill",
+    "evaluate",
+    "finetune",
+    "resume",
+    "show",
+    "track",
+    "verify",
+]
 
 _HOMES = {"DistilledDataset": "distilled", "compose": "config"}
 

@@ -6,6 +6,7 @@ import argparse
 import logging
 import math
 import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,6 +24,9 @@ Distils a text-classification dataset into a few learned samples that fine-tune 
   finetune DISTILLED_DIR --output DIR          write an ordinary Hugging Face model
   show     DISTILLED_DIR                       print what a distilled set holds
   baseline {full,random} [key=value ...]       score full data, or random real samples
+  resume   RUN_DIR                             go on with an interrupted run
+  verify   DISTILLED_DIR [key=value ...]       check a set's files and measure its stated score again
+  track    RUN_DIR                             complete the MLflow run of a run folder
 
 textdistill VERB --help tells more.
 """
@@ -87,6 +91,28 @@ learning rate chosen on validation (random), on the rows that distill reports.
 {_KEYS}
   evaluate.n_eval_model=N            learners in the score of random
 """,
+    "resume": """\
+usage: textdistill resume RUN_DIR
+
+Goes on with the run of a folder from its last checkpoint, with the configuration in its config.yaml; the end is
+that of a run that was never interrupted. textdistill distill ... train.resume=true base.save_dir=RUN_DIR does the
+same, and starts the run where there is none.
+""",
+    "verify": f"""\
+usage: textdistill verify DISTILLED_DIR [key=value ...]
+
+Checks the files of a distilled set against their checksums, measures again the score that its card states, says
+whether it falls within its stated spread, and prints what looks unusual in the tensors. Exits with 2 if it does not.
+
+{_KEYS}
+  evaluate.n_eval_model=N            learners in the score
+""",
+    "track": """\
+usage: textdistill track RUN_DIR
+
+Completes the MLflow run of a run folder from metrics.jsonl and the other files in it, where MLflow failed while the
+run went on; makes the MLflow run where there is none.
+""",
 }
 
 
@@ -109,6 +135,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         "finetune": _finetune,
         "show": _show,
         "baseline": _baseline,
+        "resume": _resume,
+        "verify": _verify,
+        "track": _track,
     }
     _guarded(verbs[verb], rest)
 
@@ -117,7 +146,7 @@ def _distill(arguments: list[str]) -> None:
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
-    from omegaconf import DictConfig
+    from omegaconf import DictConfig, OmegaConf
 
     from textdistill import commands, config
 
@@ -126,9 +155,13 @@ def _distill(arguments: list[str]) -> None:
         if runtime.mode is RunMode.MULTIRUN:
             tree.base.save_dir = runtime.runtime.output_dir
         run_config = config.to_run_config(tree)
-        hydra_dir = Path(runtime.runtime.output_dir, runtime.output_subdir or "")
+        composed = {
+            "config.yaml": OmegaConf.to_yaml(tree),
+            "hydra.yaml": OmegaConf.to_yaml(OmegaConf.create({"hydra": runtime})),
+            "overrides.yaml": OmegaConf.to_yaml(runtime.overrides.task),
+        }
         # Inside the job: Hydra would print a traceback for an exception, and lets an exit through.
-        results = _guarded(lambda: commands.distill(run_config, hydra_dir))
+        results = _guarded(lambda: commands.distill(run_config, composed))
         _print_results(results, Path(run_config.base.save_dir))
         # Without training there is no validation, and a sweeper must not choose by the reported split.
         selected: float = results["validation"]["loss"] if "validation" in results else math.nan
@@ -141,19 +174,54 @@ def _distill(arguments: list[str]) -> None:
 def _evaluate(arguments: list[str]) -> None:
     from textdistill import commands
     from textdistill.config import compose
+
+    folder, made_for, overrides = _set_and_overrides("evaluate", arguments)
+    config = compose(*made_for, "base.method=evaluate", *overrides)
+    _print_results(commands.evaluate(folder, config), Path(config.base.save_dir))
+
+
+def _verify(arguments: list[str]) -> None:
+    from textdistill import commands
+    from textdistill.config import compose
+
+    folder, made_for, overrides = _set_and_overrides("verify", arguments)
+    found = commands.verify(folder, compose(*made_for, *overrides))
+    for thing in ("data", "model"):
+        if not found[f"same_{thing}"]:
+            print(f"note: the {thing} measured with differ from what the card names")
+    for name, metric in found["metrics"].items():
+        print(f"  {name:10} stated   {_spread(metric['stated'])}")
+        print(f"  {'':10} measured {_spread(metric['measured'])}: {'within' if metric['within'] else 'outside'}")
+    for line in found["unusual"] or ["nothing"]:
+        print(f"unusual: {line}")
+    if not found["verified"]:
+        _fail(f"{folder}: the measured score is outside the stated spread")
+    print(f"verified: {folder}")
+
+
+def _set_and_overrides(verb: str, arguments: list[str]) -> tuple[str, list[str], list[str]]:
+    """A set's folder, the overrides for what it was made for, and those that were given."""
     from textdistill.distilled import DistilledDataset
 
     if not arguments or "=" in arguments[0]:
-        raise ValueError("evaluate needs the folder of a distilled set: textdistill evaluate DISTILLED_DIR")
+        raise ValueError(f"{verb} needs the folder of a distilled set: textdistill {verb} DISTILLED_DIR")
     folder, *overrides = arguments
     card = DistilledDataset.from_pretrained(folder).card
+
+    def stated(*keys: str) -> Any:
+        value: Any = card.provenance
+        for key in keys:
+            value = value.get(key) if isinstance(value, dict) else None
+        return value
+
     made_for = {"model.model_name": card.model["name"]}
     if card.task != "unknown":
         made_for["data.task_name"] = card.task
     made_for |= {f"data.{key}": value for key, value in card.data.items() if key != "fingerprint"}
-    defaults = [f"{key}={_quoted(value)}" for key, value in made_for.items()]
-    config = compose(*defaults, "base.method=evaluate", *overrides)
-    _print_results(commands.evaluate(folder, config), Path(config.base.save_dir))
+    # The seed decides the rows of a split that is carved from others, and the learners of the stated score.
+    made_for |= {"data.path": stated("config", "data", "path"), "base.seed": stated("seed")}
+    made_for["evaluate.n_eval_model"] = stated("scores", "accuracy", "n")
+    return folder, [f"{key}={_quoted(value)}" for key, value in made_for.items() if value is not None], overrides
 
 
 def _baseline(arguments: list[str]) -> None:
@@ -184,9 +252,7 @@ def _finetune(arguments: list[str]) -> None:
 def _show(arguments: list[str]) -> None:
     from textdistill import commands
 
-    if len(arguments) != 1:
-        raise ValueError("show needs one folder: textdistill show DISTILLED_DIR")
-    found = commands.show(arguments[0])
+    found = commands.show(_only("show", "DISTILLED_DIR", arguments))
     card, names = found["card"], found["card"]["class_names"]
     print(f"{card['task']}, made for {card['model']['name']} ({card['model']['revision']})")
     for name, shape in found["shapes"].items():
@@ -201,16 +267,40 @@ def _show(arguments: list[str]) -> None:
             print("  nearest tokens: " + " ".join(near[0]["token"] for near in found["tokens"][i]))
 
 
+def _resume(arguments: list[str]) -> None:
+    from textdistill import commands
+
+    run_dir = _only("resume", "RUN_DIR", arguments)
+    _print_results(commands.resume(run_dir), Path(run_dir))
+
+
+def _track(arguments: list[str]) -> None:
+    from textdistill import commands
+
+    run_dir = _only("track", "RUN_DIR", arguments)
+    print(f"MLflow run {commands.track(run_dir)} is complete")
+
+
+def _only(verb: str, name: str, arguments: list[str]) -> str:
+    if len(arguments) != 1:
+        raise ValueError(f"{verb} needs one folder and nothing else: textdistill {verb} {name}")
+    return arguments[0]
+
+
 def _print_results(results: dict[str, Any], folder: Path) -> None:
     rows = results["splits"]["test"]
     print(f"{results['task']}, {results['model']['name']}, protocol {results['protocol']},", end=" ")
     print(f"{rows['rows']} rows ({rows['source']}), seed {results['seed']}")
     for name, metric in results["metrics"].items():
-        spread = "" if metric["std"] is None else f" ± {metric['std']:.4f}"
-        print(f"  {name:10} {metric['mean']:.4f}{spread} (n={metric['n']} learners)")
+        print(f"  {name:10} {_spread(metric)}")
     print(f"results: {folder / 'results.json'}")
     if (folder / "distilled").exists():
         print(f"distilled set: {folder / 'distilled'}")
+
+
+def _spread(metric: dict[str, Any]) -> str:
+    spread = "" if metric["std"] is None else f" ± {metric['std']:.4f}"
+    return f"{metric['mean']:.4f}{spread} (n={metric['n']} learners)"
 
 
 def _guarded(work: Callable[..., T], *arguments: Any) -> T:
@@ -221,9 +311,9 @@ def _guarded(work: Callable[..., T], *arguments: Any) -> T:
     except (ValueError, OSError, FloatingPointError) as error:
         logging.getLogger(__name__).debug("traceback", exc_info=error)
         _fail(str(error))
-    except KeyboardInterrupt:
-        print("textdistill: interrupted", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt as error:
+        print(f"textdistill: {str(error) or 'interrupted'}", file=sys.stderr)
+        sys.exit(128 + getattr(error, "signum", signal.SIGINT))
 
 
 def _quoted(value: Any) -> str:

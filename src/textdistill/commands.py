@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -14,33 +14,36 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from accelerate import Accelerator
 from omegaconf import OmegaConf
 
 from textdistill.baselines import full_data, random_samples
-from textdistill.config import RunConfig
+from textdistill.checkpoint import Checkpoint, load_checkpoint, sole_writer
+from textdistill.config import RunConfig, load_run_config
 from textdistill.distilled import Card, DistilledDataset, describe
 from textdistill.evaluation import Score, score, trained_on
+from textdistill.inspection import nearest_tokens, strongest, unusual
 from textdistill.learner import Learner, ModelConfig
+from textdistill.storage import replacing
 from textdistill.task import TextTask, TokenizedSplit, load_task, tokenize
-from textdistill.tracking import Tracker, open_tracker
-from textdistill.trainer import fit
+from textdistill.tracking import METRICS_FILE, MlflowRun, Tracker, open_tracker, read_lines
+from textdistill.trainer import CHECKPOINT_FILE, fit
 
 logger = logging.getLogger(__name__)
 
 Results = dict[str, Any]
 
 
-def distill(config: RunConfig, hydra_dir: Path | None = None) -> Results:
+def distill(config: RunConfig, composed: Mapping[str, str] | None = None) -> Results:
     """Distils ``config.data`` and scores the result on the reported split.
 
     The run folder ``config.base.save_dir`` receives ``config.yaml``, ``metrics.jsonl``, ``run.log``,
-    ``checkpoints/``, ``distilled/`` (the best set) and ``results.json``.
+    ``checkpoints/``, ``distilled/`` (the best set) and ``results.json``. With ``train.resume`` an interrupted run
+    in it goes on, and ends as if it had not been interrupted.
 
     Args:
         config: see there.
-        hydra_dir: the composed Hydra files, recorded by the tracker.
+        composed: the files of Hydra's composition by name, kept in ``.hydra/``.
 
     Returns:
         What ``results.json`` holds.
@@ -49,17 +52,23 @@ def distill(config: RunConfig, hydra_dir: Path | None = None) -> Results:
         ValueError: the configuration or the data cannot work; nothing has been written then.
         FileNotFoundError: a file of the data or model is missing.
         FloatingPointError: training diverged.
+        Interrupted: by SIGINT or SIGTERM while training; ``train.resume`` goes on from there.
 
     """
     bench = _Bench(config)
     distilled = _initial(config, bench)
     run_dir = Path(config.base.save_dir)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(OmegaConf.structured(config), run_dir / "config.yaml")
-    logger.info("run folder: %s", run_dir)
-    started = time.monotonic()
     with ExitStack() as stack:
+        stack.enter_context(sole_writer(run_dir))
+        settings = config.fixed() | {"data": bench.task.fingerprint, "model": bench.learner.revision}
+        checkpoint = _earlier(config, settings)
+        with replacing(run_dir / "config.yaml") as partial:
+            OmegaConf.save(OmegaConf.structured(config), partial)
+        for name, text in (composed or {}).items():
+            (run_dir / ".hydra").mkdir(exist_ok=True)
+            (run_dir / ".hydra" / name).write_text(text, encoding="utf-8")
         log = stack.enter_context(_log_file(run_dir / "run.log"))
+        logger.info("run folder: %s", run_dir)
         tracker = open_tracker(
             config.tracking,
             run_dir,
@@ -69,15 +78,20 @@ def distill(config: RunConfig, hydra_dir: Path | None = None) -> Results:
         )
         stack.push(lambda kind, *_: tracker.close(failed=kind is not None))
         tracker.log_params(asdict(config))
-        training: dict[str, Any] = {"outer_steps": 0}
-        if not config.train.skip_train:
-            training = _train(config, bench, distilled, tracker)
+        training: dict[str, Any] = {"outer_steps": 0, "training_seconds": 0.0}
+        if config.train.skip_train:
+            tracker.rewind(0)
+        else:
+            training = _train(config, bench, distilled, tracker, settings, checkpoint)
+        started = time.monotonic()
         scores = _score(config, bench, distilled)
-        results = bench.results(scores) | training | {"seconds": time.monotonic() - started}
+        seconds = training["training_seconds"] + time.monotonic() - started
+        results = bench.results(scores) | training | {"seconds": seconds}
         distilled.save_pretrained(
             run_dir / "distilled",
             seed=config.base.seed,
             versions=results["versions"],
+            config=asdict(config),
             scores={name: s.to_dict() for name, s in scores.items()},
             **training,
         )
@@ -86,12 +100,51 @@ def distill(config: RunConfig, hydra_dir: Path | None = None) -> Results:
         tracker.log_metrics({**averages, **deviations}, training["outer_steps"])
         write_results(run_dir / "results.json", results)
         log.flush()
-        checkpoints = Path(config.train.save_ckpt_dir)
-        for path in (hydra_dir, checkpoints / "best", checkpoints / "last", run_dir / "run.log"):
-            if path is not None and path.exists():
-                tracker.log_artifact(path)
-        tracker.log_artifact(run_dir / "results.json")
+        for path in _artifacts(config):
+            tracker.log_artifact(path)
     return results
+
+
+def resume(run_dir: str | Path) -> Results:
+    """Goes on with the run of a folder, with the configuration in its ``config.yaml``; see ``distill``.
+
+    Raises:
+        FileNotFoundError: the folder holds no run.
+
+    """
+    config = load_run_config(Path(run_dir))
+    config.train.resume = True
+    return distill(config)
+
+
+def track(run_dir: str | Path) -> str:
+    """Completes, or makes, the MLflow run of a run folder from its files.
+
+    Returns:
+        MLflow's id of the run.
+
+    Raises:
+        FileNotFoundError: the folder holds no run.
+        ValueError: the run is still being written.
+        OSError: MLflow failed.
+
+    """
+    config = load_run_config(Path(run_dir))
+    base = config.base
+    with sole_writer(Path(run_dir)):
+        try:
+            mlflow = MlflowRun(Path(base.save_dir_root), base.experiment_name, base.run_name, Path(run_dir))
+            mlflow.log_params(asdict(config))
+            mlflow.log_lines(read_lines(Path(run_dir)))
+            for path in _artifacts(config):
+                mlflow.log_artifact(path)
+            mlflow.close(failed=not Path(run_dir, "results.json").exists())
+        except (ValueError, FileNotFoundError):
+            raise
+        except Exception as error:  # MLflow's, its database's, the disk's
+            reason = str(error).strip().partition("\n")[0]
+            raise OSError(f"MLflow failed ({type(error).__name__}: {reason}); put it right and try again") from error
+    return mlflow.run_id
 
 
 def evaluate(distilled_dir: str | Path, config: RunConfig) -> Results:
@@ -205,31 +258,58 @@ def show(distilled_dir: str | Path, nearest: int = 3, positions: int = 8) -> dic
         "bytes": {name: tensor.numel() * tensor.element_size() for name, tensor in distilled.raw.items()},
         "labels": distilled.labels.tolist(),
         "lr": distilled.lr.tolist(),
-        "attention": None,
+        "attention": strongest(distilled, nearest),
         "tokens": None,
     }
-    if distilled.attention_labels is not None:
-        found["attention"] = [_strongest(rows, nearest) for rows in distilled.attention_labels.detach()]
     try:
         learner = Learner(ModelConfig(card.task, str(card.model["name"])), card.class_names)
     except OSError as error:
         logger.warning("no nearest tokens: %s cannot be loaded (%s)", card.model["name"], error)
         return found
     distilled.check(learner)
-    vocabulary = torch.nn.functional.normalize(learner.embed(torch.arange(len(learner.tokenizer))), dim=-1)
-    embeds = torch.nn.functional.normalize(distilled.raw["inputs_embeds"].detach()[:, :positions], dim=-1)
-    similarity, ids = (embeds @ vocabulary.T).topk(nearest, dim=-1)
-    found["tokens"] = [
-        [
-            [
-                {"token": learner.tokenizer.convert_ids_to_tokens(i), "cosine": s}
-                for i, s in zip(at_ids, at_similarity, strict=True)
-            ]
-            for at_ids, at_similarity in zip(sample_ids, sample_similarity, strict=True)
-        ]
-        for sample_ids, sample_similarity in zip(ids.tolist(), similarity.tolist(), strict=True)
-    ]
-    return found
+    return found | {"tokens": nearest_tokens(distilled, learner, nearest, positions)}
+
+
+def verify(distilled_dir: str | Path, config: RunConfig) -> dict[str, Any]:
+    """Checks a saved set's files, measures again the score that its card states, and looks for what is unusual.
+
+    Args:
+        distilled_dir: folder or hub id of the set.
+        config: the data and model to measure with.
+
+    Returns:
+        ``metrics``: for each, ``stated`` and ``measured`` (mean, std, n) and ``within``, whether the measured mean is
+        no further from the stated one than the stated standard deviation; ``verified``, whether all are; ``same_data``
+        and ``same_model``, whether data and model are those that the card names; ``unusual``, see ``inspection``.
+
+    Raises:
+        ValueError: a file is damaged or was changed; the set does not fit; or its card states no score.
+
+    """
+    distilled = DistilledDataset.from_pretrained(distilled_dir)
+    stated = distilled.card.provenance.get("scores")
+    if not isinstance(stated, dict):
+        raise ValueError(f"{distilled_dir}: the card must state a score to be verified, as that of a finished run does")
+    bench = _Bench(config)
+    _check_classes(distilled, bench)
+    distilled.to(bench.learner.device)
+    found = {}
+    for name, measured in _score(config, bench, distilled).items():
+        try:
+            mean, std, n = (stated[name][key] for key in ("mean", "std", "n"))
+            # Without a spread only the same score will do, but for rounding.
+            within = abs(measured.mean - mean) <= (std or 0.0) + 1e-6
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{distilled_dir}: the card must state mean, std and n of {name} ({error!r})") from error
+        values = {"mean": measured.mean, "std": measured.std, "n": measured.n}
+        found[name] = {"stated": {"mean": mean, "std": std, "n": n}, "measured": values, "within": within}
+    return {
+        "metrics": found,
+        "verified": all(metric["within"] for metric in found.values()),
+        "same_data": distilled.card.data.get("fingerprint") == bench.task.fingerprint,
+        "same_model": distilled.card.model["revision"] == bench.learner.revision,
+        "unusual": unusual(distilled),
+    }
 
 
 class _Bench:
@@ -318,7 +398,42 @@ def _check_classes(distilled: DistilledDataset, bench: _Bench) -> None:
         )
 
 
-def _train(config: RunConfig, bench: _Bench, distilled: DistilledDataset, tracker: Tracker) -> dict[str, Any]:
+def _earlier(config: RunConfig, settings: Mapping[str, Any]) -> Checkpoint | None:
+    """The state to go on from, None for a new run."""
+    run_dir, folder = Path(config.base.save_dir), Path(config.train.save_ckpt_dir)
+    path = folder / CHECKPOINT_FILE
+    if not config.train.resume:
+        if (run_dir / METRICS_FILE).exists() or path.exists():
+            raise ValueError(
+                f"base.save_dir={run_dir} holds a run; set train.resume=true to go on with it, or choose another folder"
+            )
+        return None
+    if not path.exists():
+        logger.info("%s does not exist: the run starts anew", path)
+        return None
+    checkpoint = load_checkpoint(path, settings)
+    for parent, name in ((folder, "best"), (folder, "last"), (run_dir, "distilled")):
+        # What a process left that died while it wrote a set.
+        for stray in parent.glob(f".{name}.*"):
+            shutil.rmtree(stray)
+    return checkpoint
+
+
+def _artifacts(config: RunConfig) -> list[Path]:
+    """What MLflow keeps of a run folder."""
+    run_dir, folder = Path(config.base.save_dir), Path(config.train.save_ckpt_dir)
+    paths = (run_dir / ".hydra", folder / "best", folder / "last", run_dir / "run.log", run_dir / "results.json")
+    return [path for path in paths if path.exists()]
+
+
+def _train(
+    config: RunConfig,
+    bench: _Bench,
+    distilled: DistilledDataset,
+    tracker: Tracker,
+    settings: Mapping[str, Any],
+    checkpoint: Checkpoint | None,
+) -> dict[str, Any]:
     def validate(candidate: DistilledDataset) -> dict[str, float]:
         scores = score(
             trained_on(candidate, bench.learner, config.base.seed, "validation"),
@@ -338,12 +453,16 @@ def _train(config: RunConfig, bench: _Bench, distilled: DistilledDataset, tracke
         tracker,
         config.train,
         config.base.seed,
+        settings,
+        checkpoint,
     )
     return {
         "outer_steps": result.outer_steps,
         "best_step": result.best_step,
         "validation": dict(result.validation),
+        "clipped_steps": result.clipped_steps,
         "training_seconds": result.seconds,
+        "checkpoint_seconds": result.checkpoint_seconds,
     }
 
 
@@ -356,29 +475,11 @@ def _score(config: RunConfig, bench: _Bench, distilled: DistilledDataset) -> dic
     )  # fmt: skip
 
 
-def _strongest(rows: torch.Tensor, count: int) -> list[dict[str, Any]]:
-    """The (layer, head) pairs of one sample whose attention label has the largest single probability."""
-    peak, position = rows.max(dim=-1)  # (Y, H, Q)
-    values, flat = peak.flatten().topk(min(count, peak.numel()))
-    heads, queries = peak.shape[1:]
-    return [
-        {
-            "layer": i // (heads * queries),
-            "head": i // queries % heads,
-            "row": i % queries,
-            "key": int(position.flatten()[i]),
-            "probability": value,
-        }
-        for value, i in zip(values.tolist(), flat.tolist(), strict=True)
-    ]
-
-
 def write_results(path: Path, results: Results) -> None:
     """Writes JSON, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".part")
-    partial.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
 @contextmanager

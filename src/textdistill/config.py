@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+import re
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_module
@@ -13,6 +14,8 @@ from hydra.core.config_store import ConfigStore
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from textdistill.attention import AttentionLabelType
 from textdistill.distilled import DistilledDataConfig, LabelType, LearnerTrainConfig
@@ -23,6 +26,15 @@ from textdistill.tracking import Tracking, ensure_store
 from textdistill.trainer import TrainConfig
 
 logger = logging.getLogger(__name__)
+
+
+# Keys that may change when a run goes on: where things are (data and model are compared by content), how often
+# it looks, and what else records it. train.max_steps and train.epoch join them under a schedule without an end.
+CHANGEABLE = re.compile(
+    r"base\.(?!seed$).*|tracking"
+    r"|data\.(path|datasets_path|preprocessed_datasets_path|num_proc|force_preprocess)"
+    r"|train\.(resume|save_ckpt_dir|checkpoint_interval|log_interval|val_interval|val_steps)"
+)
 
 
 @dataclass
@@ -73,6 +85,16 @@ class RunConfig:
         for setting, reason in self._without_effect():
             logger.warning("%s has no effect: %s", setting, reason)
 
+    def fixed(self) -> dict[str, Any]:
+        """The settings, by dotted key, that a run keeps when it goes on from a checkpoint."""
+        groups = {name: value for name, value in asdict(self).items() if isinstance(value, dict)}
+        flat = {f"{group}.{key}": value for group, keys in groups.items() for key, value in keys.items()}
+        endless = self.train.scheduler_type == "constant" or (
+            self.train.scheduler_type in ("constant_with_warmup", "inverse_sqrt") and self.train.warmup_ratio == 0
+        )
+        free = {"train.max_steps", "train.epoch"} if endless else set()
+        return {key: value for key, value in flat.items() if key not in free and not CHANGEABLE.fullmatch(key)}
+
     def _without_effect(self) -> list[tuple[str, str]]:
         distilled, train = self.distilled_data, self.train
         found = []
@@ -122,6 +144,31 @@ def compose(*overrides: str) -> RunConfig:
         # The rule that a value breaks is in the cause.
         reason = f"{error}; {error.__cause__}" if error.__cause__ else str(error)
         raise ValueError(f"cannot compose the configuration: {reason}") from error
+
+
+def load_run_config(run_dir: Path) -> RunConfig:
+    """The configuration of a run folder's ``config.yaml``, with that folder as ``base.save_dir``, to go on with.
+
+    Raises:
+        FileNotFoundError: the folder holds no run.
+        ValueError: the file is not a configuration.
+
+    """
+    path = run_dir / "config.yaml"
+    if not path.is_file():
+        raise FileNotFoundError(f"{run_dir} is not a run folder: it has no config.yaml; check the path")
+    try:
+        tree = OmegaConf.merge(OmegaConf.structured(RunConfig), given := OmegaConf.load(path))
+        config = to_run_config(cast(DictConfig, tree))
+        if OmegaConf.to_container(given) != OmegaConf.to_container(OmegaConf.structured(config)):
+            raise ValueError("keys are missing")
+    except (OmegaConfBaseException, YAMLError, ValueError) as error:
+        raise ValueError(f"{path} must be the configuration of a run: {error}; restore it from a copy") from error
+    inside = Path(config.train.save_ckpt_dir)
+    if inside.is_relative_to(config.base.save_dir):
+        config.train.save_ckpt_dir = str(run_dir / inside.relative_to(config.base.save_dir))
+    config.base.save_dir = str(run_dir)
+    return config
 
 
 def to_run_config(config: DictConfig) -> RunConfig:

@@ -79,13 +79,16 @@ class Learner:
         self.name = config.model_name
         self.use_pretrained_model = config.use_pretrained_model
         self.dropout = not config.disable_dropout
-        hf_config = AutoConfig.from_pretrained(
-            source,
-            num_labels=len(class_names),
-            id2label=dict(enumerate(class_names)),
-            label2id={name: i for i, name in enumerate(class_names)},
-            problem_type="single_label_classification",
-        )
+        try:
+            hf_config = AutoConfig.from_pretrained(
+                source,
+                num_labels=len(class_names),
+                id2label=dict(enumerate(class_names)),
+                label2id={name: i for i, name in enumerate(class_names)},
+                problem_type="single_label_classification",
+            )
+        except OSError as error:
+            raise OSError(f"model.model_name={config.model_name} cannot be loaded: {error}") from error
         self.revision = self.revision or getattr(hf_config, "_commit_hash", None)
         self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
         self.model, info = _from_pretrained(source, hf_config)

@@ -1,30 +1,41 @@
-"""Where a run's parameters, metrics and files are recorded: JSON lines always, MLflow if asked.
+"""Where a run's parameters, metrics and files are recorded: JSON lines always, MLflow beside them if asked.
 
-MLflow takes two seconds to import and two more to create its database, so only ``tracking=mlflow`` imports
-it. Its store is the file ``mlflow.db`` beside the runs, with the artifacts in ``mlartifacts/``.
+The JSON lines are the record and MLflow a copy of it that may fail, or be made later from them. MLflow takes
+two seconds to import and two more to create its database, so only ``tracking=mlflow`` imports it. Its store
+is the file ``mlflow.db`` beside the runs, with the artifacts in ``mlartifacts/``.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from filelock import FileLock
 
+from textdistill import storage
+
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Metric
+
+logger = logging.getLogger(__name__)
+
+METRICS_FILE = "metrics.jsonl"
+RUN_ID_FILE = "mlflow.json"
 
 # Limits of one MLflow call, and the pause between two: a call costs 10 ms and 0.1 ms for each metric.
 MAX_PARAMS = 100
 MAX_METRICS = 1000
 FLUSH_SECONDS = 20.0
+# Another process creates the store's tables within seconds.
+STORE_SECONDS = 60.0
 
 
 class Tracking(StrEnum):
@@ -37,82 +48,117 @@ class Tracking(StrEnum):
 class Tracker(Protocol):
     """What the outer loop needs of an experiment tracker."""
 
-    def log_params(self, params: Mapping[str, Any]) -> None:
-        """Record the run's configuration; nested mappings become dotted keys. Once a run."""
-
     def log_metrics(self, metrics: Mapping[str, float | None], step: int) -> None:
         """Record numbers that belong to outer step ``step``; those that are None are skipped."""
 
-    def log_artifact(self, path: Path) -> None:
-        """Record a copy of a file or folder under its name."""
+    def mark(self) -> int:
+        """Make what is recorded so far last; the position in the record, for a run that goes on from here."""
 
-    def close(self, failed: bool = False) -> None:
-        """Write what is pending and end the run as finished or failed."""
+    def rewind(self, mark: int) -> None:
+        """Go on from a position of ``mark``, 0 for the start; what was recorded after it comes again."""
 
 
-class JsonLinesTracker:
-    """Appends ``{"step": ..., "time": ..., metric: ...}`` to ``metrics.jsonl`` in the run folder.
+class JsonLines:
+    """``metrics.jsonl`` of a run folder: ``{"step": ..., "time": ..., metric: ...}`` a line.
 
-    ``time`` is in seconds since the epoch. A line is in the file when ``log_metrics`` returns. JSON knows
-    neither NaN nor infinity: both are written as null. Parameters and artifacts are in the run folder anyway.
+    ``time`` is in seconds since the epoch. A line is in the file when ``append`` returns. JSON knows neither
+    NaN nor infinity: both are written as null.
+
+    Args:
+        run_dir: the run's folder; created.
+
     """
 
     def __init__(self, run_dir: Path) -> None:
         run_dir.mkdir(parents=True, exist_ok=True)
+        self.path = run_dir / METRICS_FILE
         # Line buffering: every line reaches the file whole and at once.
-        self._file = (run_dir / "metrics.jsonl").open("a", buffering=1, encoding="utf-8")
+        self._file = self.path.open("a", buffering=1, encoding="utf-8")
 
-    def log_params(self, params: Mapping[str, Any]) -> None:
-        """Nothing: ``config.yaml`` of the run folder holds them."""
-
-    def log_metrics(self, metrics: Mapping[str, float | None], step: int) -> None:
-        """Append one line."""
+    def append(self, metrics: Mapping[str, float | None], step: int) -> dict[str, Any]:
+        """Append one line, and return it."""
         values = {name: float(value) for name, value in metrics.items() if value is not None}
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         line = {"step": step, "time": round(time.time(), 3), **finite}
         self._file.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
+        return line
 
-    def log_artifact(self, path: Path) -> None:
-        """Nothing: it is in the run folder."""
+    def size(self) -> int:
+        """Bytes of the file, all of them on the disk."""
+        os.fsync(self._file.fileno())
+        return os.fstat(self._file.fileno()).st_size
 
-    def close(self, failed: bool = False) -> None:
+    def cut(self, size: int) -> None:
+        """Leave the first ``size`` bytes."""
+        self._file.truncate(min(size, self.size()))
+
+    def close(self) -> None:
         """Close the file."""
         self._file.close()
 
 
-class MlflowTracker:
+def read_lines(run_dir: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a run's ``metrics.jsonl``."""
+    with (run_dir / METRICS_FILE).open(encoding="utf-8") as file:
+        for number, text in enumerate(file, start=1):
+            try:
+                yield json.loads(text)
+            except ValueError as error:
+                raise ValueError(f"{file.name}, line {number} must be JSON ({error}); remove the line") from error
+
+
+class MlflowRun:
     """A run in the MLflow store of ``root``, under the experiment of that name, created if need be.
 
     Metrics are buffered and written with one call every ``FLUSH_SECONDS`` or ``MAX_METRICS``, and at the end.
+    Nothing is written twice: a metric that has its value for a step, or a parameter that is there, is skipped.
+
+    Args:
+        root: the folder of all runs.
+        experiment: name of the experiment.
+        run_name: name of the run, need not be unique.
+        run_dir: keeps the run's id in ``mlflow.json``; a run folder that has one goes on with that run.
 
     Attributes:
         run_id: MLflow's id of the run.
 
     """
 
-    def __init__(self, root: Path, experiment: str, run_name: str) -> None:
+    def __init__(self, root: Path, experiment: str, run_name: str, run_dir: Path) -> None:
         self._client = _client(ensure_store(root))
-        experiment_id = _experiment_id(self._client, root, experiment)
-        self.run_id: str = self._client.create_run(experiment_id, run_name=run_name).info.run_id
+        self._logged: set[tuple[str, int]] = set()
+        self._params: set[str] = set()
         self._pending: list[Metric] = []
         self._flushed = time.monotonic()
+        known = self._known_run(run_dir / RUN_ID_FILE)
+        if known is None:
+            experiment_id = _experiment_id(self._client, root, experiment)
+            known = str(self._client.create_run(experiment_id, run_name=run_name).info.run_id)
+            with storage.replacing(run_dir / RUN_ID_FILE) as partial:
+                partial.write_text(json.dumps({"run_id": known}) + "\n", encoding="utf-8")
+        self.run_id = known
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        """Write all parameters at once; MLflow cuts values beyond 6,000 characters."""
+        """Write all parameters, nested mappings as dotted keys; MLflow cuts values beyond 6,000 characters."""
         from mlflow.entities import Param
 
-        entries = [Param(key, str(value)) for key, value in _flatten(params)]
+        entries = [Param(key, str(value)) for key, value in _flatten(params) if key not in self._params]
         for start in range(0, len(entries), MAX_PARAMS):
             self._client.log_batch(self.run_id, params=entries[start : start + MAX_PARAMS])
 
-    def log_metrics(self, metrics: Mapping[str, float | None], step: int) -> None:
-        """Add to the buffer, and write it when it is full or old."""
+    def log_lines(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        """Add lines of ``metrics.jsonl`` to the buffer, and write it when it is full or old."""
         from mlflow.entities import Metric
 
-        now = int(time.time() * 1000)
-        self._pending += [Metric(name, float(value), now, step) for name, value in metrics.items() if value is not None]
+        for line in lines:
+            step, now = line["step"], int(line["time"] * 1000)
+            for name, value in line.items():
+                if name in ("step", "time") or value is None or (name, step) in self._logged:
+                    continue
+                self._logged.add((name, step))
+                self._pending.append(Metric(name, value, now, step))
         if len(self._pending) >= MAX_METRICS or time.monotonic() - self._flushed >= FLUSH_SECONDS:
-            self._flush()
+            self.flush()
 
     def log_artifact(self, path: Path) -> None:
         """Copy a file, or a folder under its name, to the run's artifacts."""
@@ -121,47 +167,109 @@ class MlflowTracker:
         else:
             self._client.log_artifact(self.run_id, str(path))
 
-    def close(self, failed: bool = False) -> None:
-        """Write the buffer and set the run's status, FINISHED or FAILED."""
-        self._flush()
-        self._client.set_terminated(self.run_id, status="FAILED" if failed else "FINISHED")
-
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Write the buffer."""
         for start in range(0, len(self._pending), MAX_METRICS):
             self._client.log_batch(self.run_id, metrics=self._pending[start : start + MAX_METRICS])
         self._pending = []
         self._flushed = time.monotonic()
 
+    def close(self, failed: bool = False) -> None:
+        """Write the buffer and set the run's status, FINISHED or FAILED."""
+        self.flush()
+        self._client.set_terminated(self.run_id, status="FAILED" if failed else "FINISHED")
 
-class Trackers:
-    """Several trackers as one; of none at all, a tracker that records nothing."""
+    def _known_run(self, path: Path) -> str | None:
+        """The run of an earlier process, with what it has logged, unless there is none in the store."""
+        from mlflow.exceptions import MlflowException
 
-    def __init__(self, trackers: Sequence[Tracker] = ()) -> None:
-        self.trackers = tuple(trackers)
+        try:
+            run_id = str(json.loads(path.read_bytes())["run_id"])
+            run = self._client.get_run(run_id)
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} must hold an id of MLflow ({error!r}); remove it for a new run") from error
+        except MlflowException as error:
+            # A store that cannot be read now may well hold the run.
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return None
+        self._params = set(run.data.params)
+        for name in run.data.metrics:
+            self._logged |= {(name, metric.step) for metric in self._client.get_metric_history(run_id, name)}
+        self._client.update_run(run_id, status="RUNNING")
+        return run_id
+
+
+class RunTracker:
+    """Records a run: JSON lines always, and MLflow for as long as it works.
+
+    MLflow's first failure is one warning and the last that the run asks of it; ``textdistill track`` completes
+    the MLflow run from the JSON lines.
+
+    Args:
+        run_dir: the run's folder.
+        open_mlflow: None for JSON lines only.
+
+    """
+
+    def __init__(self, run_dir: Path, open_mlflow: Callable[[], MlflowRun] | None) -> None:
+        self._run_dir = run_dir
+        self._lines = JsonLines(run_dir)
+        self._mlflow: MlflowRun | None = None
+        if open_mlflow is not None:
+            self._guard(lambda: setattr(self, "_mlflow", open_mlflow()))
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        """Pass on to each."""
-        for tracker in self.trackers:
-            tracker.log_params(params)
+        """Record the run's configuration; ``config.yaml`` of the run folder holds it in any case."""
+        self._beside(lambda mlflow: mlflow.log_params(params))
 
     def log_metrics(self, metrics: Mapping[str, float | None], step: int) -> None:
-        """Pass on to each."""
-        for tracker in self.trackers:
-            tracker.log_metrics(metrics, step)
+        """Record numbers that belong to outer step ``step``; those that are None are skipped."""
+        line = self._lines.append(metrics, step)
+        self._beside(lambda mlflow: mlflow.log_lines([line]))
 
     def log_artifact(self, path: Path) -> None:
-        """Pass on to each."""
-        for tracker in self.trackers:
-            tracker.log_artifact(path)
+        """Record a copy of a file or folder of the run folder under its name."""
+        self._beside(lambda mlflow: mlflow.log_artifact(path))
+
+    def mark(self) -> int:
+        """Make what is recorded so far last; the position in the record, for a run that goes on from here."""
+        self._beside(lambda mlflow: mlflow.flush())
+        return self._lines.size()
+
+    def rewind(self, mark: int) -> None:
+        """Go on from a position of ``mark``, 0 for the start; MLflow gets what it has missed until there."""
+        self._lines.cut(mark)
+        self._beside(lambda mlflow: mlflow.log_lines(read_lines(self._run_dir)))
 
     def close(self, failed: bool = False) -> None:
-        """Pass on to each."""
-        for tracker in self.trackers:
-            tracker.close(failed)
+        """Write what is pending and end the run as finished or failed."""
+        self._lines.close()
+        self._beside(lambda mlflow: mlflow.close(failed))
+
+    def _beside(self, work: Callable[[MlflowRun], None]) -> None:
+        if (mlflow := self._mlflow) is not None:
+            self._guard(lambda: work(mlflow))
+
+    def _guard(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        # Of MLflow's own, of its database's, of the network's or of the disk's: none is worth the run.
+        except Exception as error:
+            self._mlflow = None
+            reason = str(error).strip().partition("\n")[0]
+            logger.warning(
+                "MLflow failed (%s: %s); the run goes on and is recorded in %s; afterwards, textdistill track %s"
+                " completes the MLflow run",
+                type(error).__name__, reason, self._lines.path, self._run_dir,
+            )  # fmt: skip
+            logger.debug("traceback", exc_info=error)
 
 
-def open_tracker(tracking: Tracking, run_dir: Path, root: Path, experiment: str, run_name: str) -> Tracker:
-    """Start recording a run.
+def open_tracker(tracking: Tracking, run_dir: Path, root: Path, experiment: str, run_name: str) -> RunTracker:
+    """Start recording a run, or go on.
 
     Args:
         tracking: ``mlflow`` or ``none``.
@@ -171,10 +279,9 @@ def open_tracker(tracking: Tracking, run_dir: Path, root: Path, experiment: str,
         run_name: MLflow's name of the run, need not be unique.
 
     """
-    trackers: list[Tracker] = [JsonLinesTracker(run_dir)]
-    if tracking is Tracking.mlflow:
-        trackers.append(MlflowTracker(root, experiment, run_name))
-    return Trackers(trackers)
+    if tracking is Tracking.none:
+        return RunTracker(run_dir, None)
+    return RunTracker(run_dir, lambda: MlflowRun(root, experiment, run_name, run_dir))
 
 
 def ensure_store(root: Path) -> str:
@@ -187,7 +294,7 @@ def ensure_store(root: Path) -> str:
     root = root.resolve()
     root.mkdir(parents=True, exist_ok=True)
     uri = f"sqlite:///{root / 'mlflow.db'}"
-    with FileLock(root / "mlflow.db.lock"):
+    with FileLock(root / "mlflow.db.lock", timeout=STORE_SECONDS):
         _client(uri).search_experiments(max_results=1)  # the first access creates and migrates the tables
     return uri
 

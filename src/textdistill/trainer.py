@@ -6,9 +6,10 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import get_scheduler
 
+from textdistill.checkpoint import Checkpoint, Interrupted, Interrupts, save_checkpoint
 from textdistill.distilled import DistilledDataset, Init
 from textdistill.hypergradient import Estimator, hypergradient
 from textdistill.learner import Learner, Params, autocast
@@ -80,10 +82,20 @@ class TrainConfig:
     bf16: bool = False
     estimator: Estimator = Estimator.difference
     heads_per_step: int = 1
+    checkpoint_interval: int = 50
+    resume: bool = False
 
     def check(self) -> None:
         """Raises ValueError for a value out of range."""
-        for key in ("epoch", "max_steps", "val_interval", "val_steps", "n_eval_model", "heads_per_step"):
+        for key in (
+            "epoch",
+            "max_steps",
+            "val_interval",
+            "val_steps",
+            "n_eval_model",
+            "heads_per_step",
+            "checkpoint_interval",
+        ):
             value = getattr(self, key)
             if value is not None and value < 1:
                 raise ValueError(f"train.{key} must be at least 1, got {value}")
@@ -93,8 +105,8 @@ class TrainConfig:
             )
         for key in ("lr_inputs_embeds", "lr_attention_labels", "lr_labels", "lr_lr", "weight_decay"):
             value = getattr(self, key)
-            if value is not None and value < 0:
-                raise ValueError(f"train.{key} must be at least 0, got {value}")
+            if value is not None and not 0 <= value < math.inf:
+                raise ValueError(f"train.{key} must be at least 0 and finite, got {value}")
         if not 0 <= self.warmup_ratio <= 1:
             raise ValueError(f"train.warmup_ratio must be from 0 to 1, got {self.warmup_ratio}")
         if self.max_grad_norm is not None and not self.max_grad_norm > 0:
@@ -109,18 +121,62 @@ class TrainConfig:
 
 DEFAULT_LR = {"attention_labels": 0.1, "labels": 0.01, "lr": 0.01}
 
+CHECKPOINT_FILE = "checkpoint.safetensors"
+
 # Mean metrics of some fresh learners on validation rows; must have "loss".
 Validate = Callable[[DistilledDataset], Mapping[str, float]]
 
 
 @dataclass(frozen=True)
 class FitResult:
-    """How training went; ``validation`` holds the metrics of the step whose set was kept."""
+    """How training went, over all processes that took part.
+
+    Attributes:
+        outer_steps: updates made.
+        best_step: the step whose set was kept...
+        validation: ...and its metrics.
+        clipped_steps: updates that ``train.max_grad_norm`` shortened.
+        seconds: of training, validation and checkpoints.
+        checkpoint_seconds: of checkpoints alone.
+
+    """
 
     outer_steps: int
     best_step: int
     validation: Mapping[str, float]
+    clipped_steps: int
     seconds: float
+    checkpoint_seconds: float
+
+
+@dataclass
+class Progress:
+    """How far a run is: everything that it counts and that JSON holds.
+
+    Attributes:
+        step: outer steps made.
+        validated: the last step whose set has been validated; -1 for none.
+        best_step: the step of the lowest validation loss...
+        best: ...and its metrics.
+        losses: outer losses since the last line of the log.
+        clipped: of those steps, how many ``train.max_grad_norm`` shortened.
+        clipped_steps: the same of all steps.
+        seconds: spent by earlier processes.
+        checkpoint_seconds: spent in checkpoints.
+        mark: position in the tracker's record.
+
+    """
+
+    step: int = 0
+    validated: int = -1
+    best_step: int = 0
+    best: dict[str, float] = field(default_factory=dict)
+    losses: list[float] = field(default_factory=list)
+    clipped: int = 0
+    clipped_steps: int = 0
+    seconds: float = 0.0
+    checkpoint_seconds: float = 0.0
+    mark: int = 0
 
 
 def fit(
@@ -132,10 +188,13 @@ def fit(
     tracker: Tracker,
     config: TrainConfig,
     seed: int,
+    settings: Mapping[str, Any] | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> FitResult:
     """Trains ``distilled`` in place and leaves it as it was at its lowest validation loss.
 
-    Writes ``last`` and ``best`` distilled sets to ``config.save_ckpt_dir``.
+    Writes to ``config.save_ckpt_dir``: the state every ``checkpoint_interval`` steps, and the ``last`` and
+    ``best`` distilled sets. SIGINT and SIGTERM end the run at its next whole state, which is written first.
 
     Args:
         distilled: on the learner's device.
@@ -146,9 +205,15 @@ def fit(
         tracker: told the training loss, learned lr and optimiser rate, and every validation.
         config: see there.
         seed: the run's seed; decides heads and the order of the real rows.
+        settings: kept in the checkpoints; a run that goes on from one must have the same.
+        checkpoint: the state to go on from; the result is bit for bit that of an uninterrupted run.
 
     Raises:
-        FloatingPointError: the outer or the validation loss is not finite.
+        FloatingPointError: the outer loss, the hypergradient or the validation loss is not finite.
+        Interrupted: by a signal; the state is in the checkpoint. A second one may come in the middle of a step: the
+            checkpoint before then counts.
+        OSError: a checkpoint could not be written; the one before is as it was.
+        ValueError: ``checkpoint`` is not one of such a run.
 
     """
     config.check()
@@ -160,70 +225,204 @@ def fit(
     val_interval = config.val_steps or config.val_interval * epoch_steps
     if config.val_steps is None and val_interval > max_steps:
         val_interval = -(-max_steps // VALIDATIONS)
-    optimizer = make_optimizer(distilled, config)
-    scheduler = get_scheduler(
-        config.scheduler_type,
-        optimizer,
-        num_warmup_steps=int(max_steps * config.warmup_ratio),
-        num_training_steps=max_steps,
-    )
-    scaler = torch.amp.GradScaler(learner.device.type, enabled=config.fp16)
     folder = Path(config.save_ckpt_dir)
-    best_step, best, best_raw = 0, dict[str, float](), dict[str, Tensor]()
-    started = time.monotonic()
+    loop = _Loop(distilled, config, max_steps, learner.device)
+    started, saved_step = time.monotonic(), None
+    if checkpoint is not None:
+        loop.restore(checkpoint, folder / CHECKPOINT_FILE)
+        saved_step = loop.progress.step
+        if saved_step > max_steps:
+            raise ValueError(f"train.max_steps must be at least {saved_step}, the step reached, got {max_steps}")
+        if loop.best:
+            # The folder may hold a later set, or none: a set is replaced by two renames.
+            best = DistilledDataset(loop.best, distilled.config, distilled.train_config, distilled.card)
+            best.save_pretrained(folder / "best", outer_steps=loop.progress.best_step)
+        logger.info("going on from step %d/%d", saved_step, max_steps)
+    progress = loop.progress
+    tracker.rewind(progress.mark)
 
-    def check_finite(kind: str, loss: float, step: int) -> None:
-        if math.isfinite(loss):
+    def save() -> None:
+        nonlocal started, saved_step
+        now = time.monotonic()
+        progress.seconds += now - started
+        started = now
+        progress.mark = tracker.mark()
+        save_checkpoint(folder / CHECKPOINT_FILE, loop.checkpoint(), settings or {})
+        saved_step = progress.step
+        progress.checkpoint_seconds += time.monotonic() - now
+
+    def kept() -> str:
+        if saved_step is None:
+            return "no checkpoint was written"
+        return f"the checkpoint of step {saved_step} is in {folder / CHECKPOINT_FILE}"
+
+    def check_finite(**values: float) -> None:
+        if all(map(math.isfinite, values.values())):
             return
-        kept = f"the best set so far (step {best_step}) is in {folder / 'best'}; " if best else ""
         raise FloatingPointError(
-            f"the {kind} loss is {loss} at outer step {step}, learned lr {distilled.lr.tolist()}; {kept}"
-            "lower train.lr_inputs_embeds or distilled_data.lr_init"
+            f"{_line(values)} after outer step {progress.step}, learned lr {distilled.lr.tolist()}: must be finite;"
+            f" {kept()}; lower train.lr_inputs_embeds or distilled_data.lr_init"
         )
 
-    def keep_if_best(step: int) -> None:
-        nonlocal best_step, best, best_raw
-        scores = dict(validate(distilled))
-        check_finite("validation", scores["loss"], step)
-        tracker.log_metrics({f"validation_{name}": value for name, value in scores.items()}, step)
-        logger.info("step %d/%d validation: %s", step, max_steps, _line(scores))
-        if not best or scores["loss"] < best["loss"]:
-            best_step, best = step, scores
-            best_raw = {name: tensor.detach().clone() for name, tensor in distilled.raw.items()}
-            distilled.save_pretrained(folder / "best", outer_steps=step)
+    def keep_if_best(scores: dict[str, float]) -> None:
+        check_finite(validation_loss=scores["loss"])
+        tracker.log_metrics({f"validation_{name}": value for name, value in scores.items()}, progress.step)
+        logger.info("step %d/%d validation: %s", progress.step, max_steps, _line(scores))
+        progress.validated = progress.step
+        if not progress.best or scores["loss"] < progress.best["loss"]:
+            progress.best_step, progress.best = progress.step, scores
+            loop.best = {name: tensor.detach().clone() for name, tensor in distilled.raw.items()}
+            distilled.save_pretrained(folder / "best", outer_steps=progress.step)
 
-    keep_if_best(0)
-    losses: list[float] = []
-    step = 0
-    progress = tqdm(total=max_steps, desc="distil", unit="step", dynamic_ncols=True, disable=None)
-    try:
-        with progress, logging_redirect_tqdm():
-            for step, batch in enumerate(_real_batches(train, batch_size, seed, max_steps), start=1):
-                loss, accuracy = outer_step(
-                    distilled, learner, batch, optimizer, scaler, config, stream_seed(seed, "outer", step)
+    def log() -> None:
+        metrics: dict[str, float | None] = {"train_loss": sum(progress.losses) / len(progress.losses)}
+        metrics |= {f"lr.{t}": lr for t, lr in enumerate(distilled.lr.tolist())}
+        metrics |= {"optimizer_lr": loop.scheduler.get_last_lr()[0]}
+        if config.max_grad_norm is not None:
+            metrics["clipped"] = progress.clipped / len(progress.losses)
+        tracker.log_metrics({**metrics, "checkpoint_seconds": progress.checkpoint_seconds}, progress.step)
+        logger.info("step %d/%d: %s", progress.step, max_steps, _line(metrics))
+        progress.losses.clear()
+        progress.clipped = 0
+
+    batches = _real_batches(train, batch_size, seed, progress.step)
+    bar = tqdm(
+        total=max_steps, initial=progress.step, desc="distil", unit="step", dynamic_ncols=True, disable=None
+    )  # fmt: skip
+    with Interrupts() as interrupts, bar, logging_redirect_tqdm():
+        try:
+            while True:
+                due = progress.step % val_interval == 0 or progress.step == max_steps
+                if due and progress.validated < progress.step:
+                    with interrupts.at_once():
+                        scores = dict(validate(distilled))
+                    keep_if_best(scores)
+                if saved_step != progress.step and (
+                    progress.step % config.checkpoint_interval == 0 or progress.step == max_steps
+                ):
+                    save()
+                if progress.step == max_steps:
+                    break
+                interrupts.raise_noted()
+                seed_of_step = stream_seed(seed, "outer", progress.step + 1)
+                loss, accuracy, grad_norm = outer_step(
+                    distilled, learner, next(batches), loop.optimizer, loop.scaler, config, seed_of_step
                 )
-                check_finite("outer", loss, step)
-                scheduler.step()
-                losses.append(loss)
-                progress.update()
-                progress.set_postfix(loss=f"{loss:.3f}", accuracy=f"{accuracy:.2f}")
-                if step % log_interval == 0 or step == max_steps:
-                    metrics = {"train_loss": sum(losses) / len(losses)}
-                    metrics |= {f"lr.{t}": lr for t, lr in enumerate(distilled.lr.tolist())}
-                    tracker.log_metrics({**metrics, "optimizer_lr": scheduler.get_last_lr()[0]}, step)
-                    logger.info("step %d/%d: %s", step, max_steps, _line(metrics))
-                    losses.clear()
-                if step % val_interval == 0 or step == max_steps:
-                    keep_if_best(step)
-    finally:
-        # Also after Ctrl-C: distilled_data.pretrained_data_path goes on from this set. A set that a gradient
-        # has made NaN cannot be saved; the loss that it gives stops the run.
-        if all(tensor.isfinite().all() for tensor in distilled.raw.values()):
-            distilled.save_pretrained(folder / "last", outer_steps=step)
+                # A float16 gradient that overflows is skipped, until its scale is at its lowest.
+                overflow = loop.scaler.get_scale() > 1 and math.isfinite(loss)
+                check_finite(outer_loss=loss, hypergradient_norm=0.0 if overflow else grad_norm)
+                loop.scheduler.step()
+                progress.step += 1
+                progress.losses.append(loss)
+                if config.max_grad_norm is not None and config.max_grad_norm < grad_norm < math.inf:
+                    progress.clipped += 1
+                    progress.clipped_steps += 1
+                bar.update()
+                bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{accuracy:.2f}")
+                if progress.step % log_interval == 0 or progress.step == max_steps:
+                    log()
+        except Interrupted as error:
+            if not error.whole:
+                raise Interrupted(error.signum, f"interrupted twice; {kept()}") from error
+            save()
+            distilled.save_pretrained(folder / "last", outer_steps=progress.step)
+            place = f"at step {progress.step}/{max_steps}; the state is in {folder / CHECKPOINT_FILE}"
+            raise Interrupted(error.signum, f"interrupted {place}") from error
+    distilled.save_pretrained(folder / "last", outer_steps=progress.step)
     with torch.no_grad():
         for name, tensor in distilled.raw.items():
-            tensor.copy_(best_raw[name])
-    return FitResult(step, best_step, best, time.monotonic() - started)
+            tensor.copy_(loop.best[name])
+    seconds = progress.seconds + time.monotonic() - started
+    return FitResult(
+        progress.step, progress.best_step, progress.best, progress.clipped_steps, seconds, progress.checkpoint_seconds
+    )
+
+
+class _Loop:
+    """Everything that an outer step changes, and its way into a checkpoint and back."""
+
+    def __init__(self, distilled: DistilledDataset, config: TrainConfig, max_steps: int, device: torch.device) -> None:
+        self.distilled = distilled
+        self.optimizer = make_optimizer(distilled, config)
+        warmup = int(max_steps * config.warmup_ratio)
+        self.scheduler = get_scheduler(config.scheduler_type, self.optimizer, warmup, max_steps)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.fp16)
+        self.progress = Progress()
+        self.best: dict[str, Tensor] = {}
+
+    def checkpoint(self) -> Checkpoint:
+        tensors = {f"raw.{name}": tensor for name, tensor in self.distilled.raw.items()}
+        tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
+        for index, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items() if value is not None}
+        return Checkpoint(tensors, self._state())
+
+    def restore(self, checkpoint: Checkpoint, path: Path) -> None:
+        """Raises ValueError, naming ``path``, where the checkpoint is not one of such a run."""
+        fits = _is_like(self._state(), checkpoint.state) and checkpoint.state["progress"]["step"] >= 0
+        parts: dict[str, dict[str, Tensor]] = {"raw": {}, "best": {}, "optimizer": {}}
+        for name, tensor in checkpoint.tensors.items():
+            part, _, rest = name.partition(".")
+            parts.setdefault(part, {})[rest] = tensor
+        raw, best, moments = parts["raw"], parts["best"], parts["optimizer"]
+        expected = {name: (tensor.shape, tensor.dtype) for name, tensor in self.distilled.raw.items()}
+        for found in (raw, best) if best else (raw,):
+            fits = fits and {name: (tensor.shape, tensor.dtype) for name, tensor in found.items()} == expected
+        # None at all before the first step, nor ever for SGD without momentum.
+        shapes = {name: tuple(tensor.shape) for name, tensor in moments.items()}
+        if not fits or len(parts) > 3 or (shapes and shapes != _moment_shapes(self.optimizer)):
+            raise ValueError(
+                f"{path} must hold the counters, tensors and moments of a run of this configuration; remove it to"
+                " start anew, or restore it from a copy"
+            )
+        self.progress = Progress(**checkpoint.state["progress"])
+        with torch.no_grad():
+            for name, tensor in self.distilled.raw.items():
+                tensor.copy_(raw[name])
+        self.best = {name: tensor.to(self.distilled.raw[name].device) for name, tensor in best.items()}
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in moments.items():
+            index, _, name = key.partition(".")
+            state.setdefault(int(index), {})[name] = tensor
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
+        for group, lr in zip(self.optimizer.param_groups, checkpoint.state["optimizer_lrs"], strict=True):
+            group["lr"] = lr
+        self.scheduler.load_state_dict(self.scheduler.state_dict() | checkpoint.state["scheduler"])
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(checkpoint.state["scaler"])
+
+    def _state(self) -> dict[str, Any]:
+        schedule = self.scheduler.state_dict()
+        return {
+            "progress": asdict(self.progress),
+            "optimizer_lrs": [group["lr"] for group in self.optimizer.param_groups],
+            "scheduler": {name: schedule[name] for name in ("last_epoch", "_step_count", "_last_lr")},
+            "scaler": self.scaler.state_dict(),
+        }
+
+
+def _moment_shapes(optimizer: Optimizer) -> dict[str, tuple[int, ...]]:
+    """What an optimiser remembers of its parameters, by the names that ``_Loop.checkpoint`` gives."""
+    names = ("momentum_buffer",) if isinstance(optimizer, SGD) else ("step", "exp_avg", "exp_avg_sq")
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return {
+        f"{index}.{name}": () if name == "step" else tuple(parameter.shape)
+        for index, parameter in enumerate(parameters)
+        for name in names
+    }
+
+
+def _is_like(template: Any, value: Any) -> bool:
+    """Whether JSON has the structure of a template, in which an empty list or object stands for any numbers."""
+    if isinstance(template, dict):
+        if not isinstance(value, dict) or (template and template.keys() != value.keys()):
+            return False
+        return all(_is_like(template.get(key, 0.0), value[key]) for key in value)
+    if isinstance(template, list):
+        if not isinstance(value, list) or (template and len(template) != len(value)):
+            return False
+        return all(_is_like(template[0] if template else 0.0, item) for item in value)
+    return type(value) is int if type(template) is int else type(value) in (int, float)
 
 
 def outer_step(
@@ -234,13 +433,14 @@ def outer_step(
     scaler: torch.amp.GradScaler,
     config: TrainConfig,
     seed: int,
-) -> tuple[float, float]:
+) -> tuple[float, float, float]:
     """One update of the distilled set from one real batch and ``config.heads_per_step`` fresh learners.
 
-    Where the loss is not finite, the set stays as it was.
+    Where the loss or the hypergradient is not finite, the set stays as it was.
 
     Returns:
-        Mean outer loss and accuracy of the fine-tuned learners on the batch.
+        Mean outer loss and accuracy of the fine-tuned learners on the batch, and the norm of the hypergradient
+        before clipping.
 
     """
     inner_loss = distilled.inner_loss(learner, config.estimator.exact)
@@ -268,12 +468,12 @@ def outer_step(
     for name, grad in grads.items():
         distilled.raw[name].grad = grad
     scaler.unscale_(optimizer)
-    if config.max_grad_norm is not None:
-        torch.nn.utils.clip_grad_norm_([distilled.raw[name] for name in grads], config.max_grad_norm)
-    if math.isfinite(total_loss):
+    max_norm = math.inf if config.max_grad_norm is None else config.max_grad_norm
+    norm = torch.nn.utils.clip_grad_norm_([distilled.raw[name] for name in grads], max_norm).item()
+    if math.isfinite(total_loss) and math.isfinite(norm):
         scaler.step(optimizer)
     scaler.update()
-    return total_loss / config.heads_per_step, hits / config.heads_per_step
+    return total_loss / config.heads_per_step, hits / config.heads_per_step, norm
 
 
 def make_optimizer(distilled: DistilledDataset, config: TrainConfig) -> Optimizer:
@@ -301,15 +501,13 @@ def make_optimizer(distilled: DistilledDataset, config: TrainConfig) -> Optimize
     return SGD(groups, momentum=0.9 if config.optimizer_type is OptimizerType.momentum else 0.0)
 
 
-def _real_batches(train: TokenizedSplit, batch_size: int, seed: int, steps: int) -> Iterator[dict[str, Tensor]]:
-    epoch = 0
+def _real_batches(train: TokenizedSplit, batch_size: int, seed: int, start: int) -> Iterator[dict[str, Tensor]]:
+    """The batches of all outer steps after the first ``start``, epoch after epoch."""
+    epoch, first = divmod(start, steps_per_epoch(train, batch_size))
     while True:
-        for batch in train_batches(train, batch_size, seed, epoch):
-            yield batch
-            if (steps := steps - 1) == 0:
-                return
-        epoch += 1
+        yield from train_batches(train, batch_size, seed, epoch, first)
+        epoch, first = epoch + 1, 0
 
 
-def _line(values: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+def _line(values: Mapping[str, float | None]) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in values.items() if value is not None)

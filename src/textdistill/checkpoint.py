@@ -1,0 +1,208 @@
+"""What an interrupted run goes on from: its exact state in one file, one writer a run folder, and the signals.
+
+Every random draw of a run is a function of the seed and the outer step (``seeding``), the order of the real
+rows too, so the step stands for all random streams and for the position in the data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from safetensors.torch import save_file
+from torch import Tensor
+
+from textdistill import storage
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A run's state: named tensors, and what JSON holds (numbers, names, lists of them)."""
+
+    tensors: Mapping[str, Tensor]
+    state: Mapping[str, Any]
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint, settings: Mapping[str, Any]) -> None:
+    """Writes a state as one safetensors file; an earlier one stays until the new one is whole and on the disk.
+
+    Args:
+        path: the file; its folder is created.
+        checkpoint: finite values need not be: a diverged state is saved as it is.
+        settings: what a run that goes on from here must share; JSON values by dotted key.
+
+    Raises:
+        OSError: the disk is full or gone; the earlier file is as it was.
+
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
+    text = json.dumps({"state": checkpoint.state, "settings": settings})
+    metadata = {"format_version": str(FORMAT_VERSION), "json": text, "sha256": _sha256(tensors, text)}
+    with storage.replacing(path) as partial:
+        save_file(tensors, partial, metadata)
+
+
+def load_checkpoint(path: Path, settings: Mapping[str, Any]) -> Checkpoint:
+    """Reads what ``save_checkpoint`` wrote, executing nothing.
+
+    Args:
+        path: the file.
+        settings: those of the run that goes on; they must equal those of the run that was interrupted.
+
+    Returns:
+        The state; tensors on the CPU.
+
+    Raises:
+        ValueError: the file is damaged, of another format version, or the settings differ; the message names
+            the keys that do.
+
+    """
+    remedy = "remove it to start anew, or restore it from a copy"
+    with storage.open_tensors(storage.member(path.parent, path.name, path.parent)) as file:
+        metadata = file.metadata() or {}
+        if metadata.get("format_version") != str(FORMAT_VERSION):
+            raise ValueError(
+                f"{path}: format_version of a checkpoint must be {FORMAT_VERSION}, got"
+                f" {metadata.get('format_version')!r}; go on with the textdistill release that wrote it"
+            )
+        storage.header(path, file)
+        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a dict
+    text = metadata.get("json", "")
+    if _sha256(tensors, text) != metadata.get("sha256"):
+        raise ValueError(f"{path}: the sha256 of a checkpoint must be the one it states: it is damaged; {remedy}")
+    try:
+        content = json.loads(text)
+        saved, state = content["settings"], content["state"]
+        if not (isinstance(saved, dict) and isinstance(state, dict)):
+            raise TypeError("settings and state are objects")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path} must hold the state of a run as JSON ({storage.brief(error)}); {remedy}") from error
+    _check_settings(path, saved, settings)
+    return Checkpoint(tensors, state)
+
+
+def _check_settings(path: Path, saved: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    # Through JSON, as the saved ones were.
+    given = json.loads(json.dumps(given))
+    differ = [key for key in sorted(saved.keys() | given.keys()) if saved.get(key) != given.get(key)]
+    if differ:
+        brief = storage.brief
+        listed = ", ".join(
+            f"{brief(key)[1:-1]} (was {brief(saved.get(key))}, now {brief(given.get(key))})" for key in differ[:10]
+        )
+        raise ValueError(
+            f"a run goes on only with the configuration it began with; {path} differs in {listed}; restore"
+            " these keys, or start anew in another base.save_dir"
+        )
+
+
+def _sha256(tensors: Mapping[str, Tensor], text: str) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        # As bytes whatever the dtype: numpy knows no bfloat16.
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+@contextmanager
+def sole_writer(run_dir: Path) -> Iterator[None]:
+    """Holds a run folder, created if need be, for the length of a block.
+
+    The operating system releases the lock of a process that dies, so that no stale lock is left.
+
+    Raises:
+        ValueError: another process holds it; the message names its pid and host.
+
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    # Who it is stands in a file of its own: taking the lock empties the lock's.
+    holder = run_dir / "run.holder"
+    lock = FileLock(run_dir / "run.lock", timeout=0)
+    try:
+        held = lock.acquire()
+    except Timeout as error:
+        who = holder.read_text(encoding="utf-8") if holder.exists() else "another process"
+        raise ValueError(
+            f"base.save_dir={run_dir} is being written by {who}; wait for it to end, or choose another base.save_dir"
+        ) from error
+    with held:
+        holder.write_text(f"pid {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        try:
+            yield
+        finally:
+            holder.unlink(missing_ok=True)
+
+
+class Interrupted(KeyboardInterrupt):
+    """SIGINT or SIGTERM, raised where the state of the run is whole.
+
+    Attributes:
+        signum: which of the two.
+        whole: False for a second signal, which may have come in the middle of a step.
+
+    """
+
+    def __init__(self, signum: int, message: str = "", whole: bool = True) -> None:
+        super().__init__(message)
+        self.signum, self.whole = signum, whole
+
+
+class Interrupts:
+    """SIGINT and SIGTERM for the length of a block: noted, and raised only where the block says so.
+
+    A second signal is raised at once, wherever the block is: the last checkpoint then counts.
+    """
+
+    def __init__(self) -> None:
+        self._noted: int | None = None
+        self._open = False
+
+    def __enter__(self) -> Interrupts:
+        # Only the main thread may set handlers; elsewhere signals act as before.
+        main = threading.current_thread() is threading.main_thread()
+        self._previous = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)} if main else {}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)
+        if kind is None:
+            self.raise_noted()
+
+    def raise_noted(self) -> None:
+        """Raises Interrupted if a signal has come."""
+        if self._noted is not None:
+            raise Interrupted(self._noted)
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """A block in which a signal is raised when it comes."""
+        self.raise_noted()
+        self._open = True
+        try:
+            yield
+        finally:
+            self._open = False
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        again = self._noted is not None
+        self._noted = signum
+        if again or self._open:
+            raise Interrupted(signum, whole=self._open)

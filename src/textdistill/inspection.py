@@ -1,0 +1,89 @@
+"""A distilled set from outside: its strongest attention labels, the nearest tokens, and what looks unusual."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from textdistill.distilled import DistilledDataset, LabelType
+from textdistill.learner import Learner
+
+# An embedding is unusual beyond this many times the median length of the set's embeddings,
+UNUSUAL_NORM = 3.0
+# and an attention row where one key has at least this probability.
+UNUSUAL_PEAK = 0.99
+
+
+def strongest(distilled: DistilledDataset, count: int) -> list[list[dict[str, Any]]] | None:
+    """For each sample the ``count`` attention rows with the largest single probability, if any are labelled."""
+    labels = distilled.attention_labels
+    return None if labels is None else [_peaks(sample, count) for sample in labels.detach()]
+
+
+def nearest_tokens(
+    distilled: DistilledDataset, learner: Learner, count: int, positions: int
+) -> list[list[list[dict[str, Any]]]]:
+    """For each sample and position the ``count`` nearest word embeddings by cosine: an aid, not a reading."""
+    ids = torch.arange(len(learner.tokenizer), device=learner.device)
+    vocabulary = F.normalize(learner.embed(ids), dim=-1)
+    embeds = F.normalize(distilled.raw["inputs_embeds"].detach()[:, :positions], dim=-1)
+    similarity, ids = (embeds @ vocabulary.T).topk(count, dim=-1)
+    token = learner.tokenizer.convert_ids_to_tokens
+    return [
+        [
+            [{"token": token(i), "cosine": s} for i, s in zip(at_ids, at_similarity, strict=True)]
+            for at_ids, at_similarity in zip(sample_ids, sample_similarity, strict=True)
+        ]
+        for sample_ids, sample_similarity in zip(ids.tolist(), similarity.tolist(), strict=True)
+    ]
+
+
+def unusual(distilled: DistilledDataset) -> list[str]:
+    """What a reader should look at before trusting the set: one sentence for each kind of finding.
+
+    Attention labels can hide a backdoor: rows that force a head onto one position, or an embedding far longer than
+    the others. Neither proves one, and their absence proves nothing.
+    """
+    found = []
+    norms = distilled.raw["inputs_embeds"].detach().norm(dim=-1)
+    ratios = norms / norms.median().clamp_min(torch.finfo(norms.dtype).tiny)
+    if far := int((ratios > UNUSUAL_NORM).sum()):
+        sample, position = divmod(int(ratios.argmax()), ratios.shape[1])
+        found.append(
+            f"{far} of {ratios.numel()} embeddings are longer than {UNUSUAL_NORM:g} times the median; the longest,"
+            f" {ratios.max():.1f} times, is at sample {sample}, position {position}"
+        )
+    if (labels := distilled.attention_labels) is not None:
+        peaks = labels.detach().amax(dim=-1)
+        if sharp := int((peaks >= UNUSUAL_PEAK).sum()):
+            found.append(
+                f"{sharp} of {peaks.numel()} attention rows put at least {UNUSUAL_PEAK:g} on one position;"
+                " textdistill show lists the strongest"
+            )
+    given = distilled.labels.detach()
+    if distilled.config.label_type is not LabelType.unrestricted:
+        outside = (given < 0).any(-1) | ((given.sum(-1) - 1).abs() > 1e-4)
+        if outside.any():
+            samples = outside.nonzero().flatten().tolist()
+            found.append(f"{distilled.config.label_type} labels of samples {samples[:10]} are no probabilities")
+    return found
+
+
+def _peaks(rows: Tensor, count: int) -> list[dict[str, Any]]:
+    """The attention rows of one sample, (Y, H, Q, L), that are most concentrated."""
+    peak, position = rows.max(dim=-1)  # (Y, H, Q)
+    values, flat = peak.flatten().topk(min(count, peak.numel()))
+    heads, queries = peak.shape[1:]
+    return [
+        {
+            "layer": i // (heads * queries),
+            "head": i // queries % heads,
+            "row": i % queries,
+            "key": int(position.flatten()[i]),
+            "probability": value,
+        }
+        for value, i in zip(values.tolist(), flat.tolist(), strict=True)
+    ]
