@@ -14,7 +14,7 @@ import socket
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,9 +23,13 @@ import torch
 from filelock import FileLock, Timeout
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.optim import SGD, Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from textdistill import storage
+from textdistill.distilled import DistilledDataset
 
+CHECKPOINT_FILE = "checkpoint.safetensors"
 FORMAT_VERSION = 1
 
 
@@ -119,6 +123,146 @@ def _sha256(tensors: Mapping[str, Tensor], text: str) -> str:
         # As bytes whatever the dtype: numpy knows no bfloat16.
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+@dataclass
+class Progress:
+    """How far a run is: everything that it counts and that JSON holds.
+
+    Attributes:
+        step: outer steps made.
+        validated: the last step whose set has been validated; -1 for none.
+        best_step: the step of the lowest validation loss...
+        best: ...and its metrics.
+        losses: outer losses since the last line of the log.
+        clipped: of those steps, how many ``train.max_grad_norm`` shortened.
+        clipped_steps: the same of all steps.
+        seconds: spent by earlier processes.
+        checkpoint_seconds: spent in checkpoints.
+        mark: position in the tracker's record.
+
+    """
+
+    step: int = 0
+    validated: int = -1
+    best_step: int = 0
+    best: dict[str, float] = field(default_factory=dict)
+    losses: list[float] = field(default_factory=list)
+    clipped: int = 0
+    clipped_steps: int = 0
+    seconds: float = 0.0
+    checkpoint_seconds: float = 0.0
+    mark: int = 0
+
+
+class RunState:
+    """Everything that an outer step changes, and its way into a checkpoint and back.
+
+    Attributes:
+        distilled: the set that is trained.
+        optimizer: moves it.
+        scheduler: changes the optimiser's rates.
+        scaler: of float16 gradients.
+        progress: the counters.
+        best: the raw tensors at the lowest validation loss so far.
+
+    """
+
+    def __init__(
+        self,
+        distilled: DistilledDataset,
+        optimizer: Optimizer,
+        scheduler: LRScheduler,
+        scaler: torch.amp.GradScaler,
+    ) -> None:
+        self.distilled, self.optimizer, self.scheduler, self.scaler = distilled, optimizer, scheduler, scaler
+        self.progress = Progress()
+        self.best: dict[str, Tensor] = {}
+
+    def checkpoint(self) -> Checkpoint:
+        """The state as it is; the tensors are not copied."""
+        tensors = {f"raw.{name}": tensor for name, tensor in self.distilled.raw.items()}
+        tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
+        for index, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items() if value is not None}
+        return Checkpoint(tensors, self._state())
+
+    def restore(self, checkpoint: Checkpoint, path: Path) -> None:
+        """Goes back to a state.
+
+        Args:
+            checkpoint: of a run of the same configuration.
+            path: where it comes from, for the message.
+
+        Raises:
+            ValueError: it is something else; nothing has changed then.
+
+        """
+        fits = _is_like(self._state(), checkpoint.state) and checkpoint.state["progress"]["step"] >= 0
+        parts: dict[str, dict[str, Tensor]] = {"raw": {}, "best": {}, "optimizer": {}}
+        for name, tensor in checkpoint.tensors.items():
+            part, _, rest = name.partition(".")
+            parts.setdefault(part, {})[rest] = tensor
+        raw, best, moments = parts["raw"], parts["best"], parts["optimizer"]
+        expected = {name: (tensor.shape, tensor.dtype) for name, tensor in self.distilled.raw.items()}
+        for found in (raw, best) if best else (raw,):
+            fits = fits and {name: (tensor.shape, tensor.dtype) for name, tensor in found.items()} == expected
+        # None at all before the first step, nor ever for SGD without momentum.
+        kinds = {name: (tensor.shape, tensor.dtype) for name, tensor in moments.items()}
+        if not fits or len(parts) > 3 or (kinds and kinds != _moments(self.optimizer)):
+            raise ValueError(
+                f"{path} must hold the counters, tensors and moments of a run of this configuration; remove it to"
+                " start anew, or restore it from a copy"
+            )
+        self.progress = Progress(**checkpoint.state["progress"])
+        with torch.no_grad():
+            for name, tensor in self.distilled.raw.items():
+                tensor.copy_(raw[name])
+        self.best = {name: tensor.to(self.distilled.raw[name].device) for name, tensor in best.items()}
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in moments.items():
+            index, _, name = key.partition(".")
+            state.setdefault(int(index), {})[name] = tensor
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
+        for group, lr in zip(self.optimizer.param_groups, checkpoint.state["optimizer_lrs"], strict=True):
+            group["lr"] = lr
+        self.scheduler.load_state_dict(self.scheduler.state_dict() | checkpoint.state["scheduler"])
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(checkpoint.state["scaler"])
+
+    def _state(self) -> dict[str, Any]:
+        schedule = self.scheduler.state_dict()
+        return {
+            "progress": asdict(self.progress),
+            "optimizer_lrs": [group["lr"] for group in self.optimizer.param_groups],
+            "scheduler": {name: schedule[name] for name in ("last_epoch", "_step_count", "_last_lr")},
+            "scaler": self.scaler.state_dict(),
+        }
+
+
+def _moments(optimizer: Optimizer) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    """What an optimiser remembers of its parameters, by the names that ``RunState.checkpoint`` gives."""
+    names = ("momentum_buffer",) if isinstance(optimizer, SGD) else ("step", "exp_avg", "exp_avg_sq")
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    return {
+        f"{index}.{name}": (torch.Size(), torch.float32) if name == "step" else (parameter.shape, parameter.dtype)
+        for index, parameter in enumerate(parameters)
+        for name in names
+    }
+
+
+def _is_like(template: Any, value: Any) -> bool:
+    """Whether JSON has the structure of a template, in which an empty list or object stands for any numbers."""
+    if isinstance(template, dict):
+        if not isinstance(value, dict) or (template and template.keys() != value.keys()):
+            return False
+        return all(_is_like(template.get(key, 0.0), value[key]) for key in value)
+    if isinstance(template, list):
+        if not isinstance(value, list) or (template and len(template) != len(value)):
+            return False
+        return all(_is_like(template[0] if template else 0.0, item) for item in value)
+    kinds = (int,) if type(template) is int else (int, float)
+    return type(value) in kinds and abs(value) < 2**63  # NaN is not
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from omegaconf import OmegaConf
 
 from textdistill.baselines import full_data, random_samples
-from textdistill.checkpoint import Checkpoint, load_checkpoint, sole_writer
+from textdistill.checkpoint import CHECKPOINT_FILE, Checkpoint, load_checkpoint, sole_writer
 from textdistill.config import RunConfig, load_run_config
 from textdistill.distilled import Card, DistilledDataset, describe
 from textdistill.evaluation import Score, score, trained_on
@@ -27,7 +27,7 @@ from textdistill.learner import Learner, ModelConfig
 from textdistill.storage import replacing
 from textdistill.task import TextTask, TokenizedSplit, load_task, tokenize
 from textdistill.tracking import METRICS_FILE, MlflowRun, Tracker, open_tracker, read_lines
-from textdistill.trainer import CHECKPOINT_FILE, fit
+from textdistill.trainer import fit
 
 logger = logging.getLogger(__name__)
 

@@ -236,11 +236,16 @@ def load_reference(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]
     config = _read_json(member(path, CONFIG_FILE, path))
     file = member(path, REFERENCE_TENSORS_FILE, path)
     try:
-        _check_pickle(file)
+        sizes = _check_pickle(file)
         # Mapped, a storage is a slice of the file, whatever length the pickle claims for it.
         tensors = torch.load(str(file), map_location="cpu", weights_only=True, mmap=True)
         if not isinstance(tensors, dict) or not all(type(tensor) is torch.Tensor for tensor in tensors.values()):
             raise ValueError("it holds something else")
+        storages = {
+            tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors.values()
+        }
+        if sorted(storages.values()) != sorted(sizes):
+            raise ValueError(f"its tensors claim storages of {sorted(storages.values())} bytes, it has {sorted(sizes)}")
         # Tensors can share a storage, and zero strides make a huge tensor of one stored number.
         if sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) > file.stat().st_size:
             raise ValueError("its tensors claim more elements than it stores")
@@ -313,8 +318,8 @@ def _typed(hint: Any, value: Any, key: str) -> Any:
     return float(value) if kind is float else value
 
 
-def _check_pickle(file: Path) -> None:
-    """Raises for an archive that is more than a dict of tensors.
+def _check_pickle(file: Path) -> list[int]:
+    """Raises for an archive that is more than a dict of tensors; returns the sizes of its storages.
 
     ``torch.load(weights_only=True)`` runs no code, but would inflate compressed members, allocate what the pickle
     asks for (``bytearray(2**40)``), print pairs of pairs of one shared pair in a message, and crash on a key that
@@ -340,6 +345,7 @@ def _check_pickle(file: Path) -> None:
         elif name.endswith("BINGET") and memo.get(argument) not in ("BINUNICODE", "GLOBAL"):
             raise ValueError("its pickle uses a container twice")
         previous = name
+    return [member.file_size for member in members if "/data/" in member.filename]
 
 
 def _download(repo: str, revision: str | None) -> Path:

@@ -6,7 +6,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import get_scheduler
 
-from textdistill.checkpoint import Checkpoint, Interrupted, Interrupts, save_checkpoint
+from textdistill.checkpoint import CHECKPOINT_FILE, Checkpoint, Interrupted, Interrupts, RunState, save_checkpoint
 from textdistill.distilled import DistilledDataset, Init
 from textdistill.hypergradient import Estimator, hypergradient
 from textdistill.learner import Learner, Params, autocast
@@ -121,8 +121,6 @@ class TrainConfig:
 
 DEFAULT_LR = {"attention_labels": 0.1, "labels": 0.01, "lr": 0.01}
 
-CHECKPOINT_FILE = "checkpoint.safetensors"
-
 # Mean metrics of some fresh learners on validation rows; must have "loss".
 Validate = Callable[[DistilledDataset], Mapping[str, float]]
 
@@ -147,36 +145,6 @@ class FitResult:
     clipped_steps: int
     seconds: float
     checkpoint_seconds: float
-
-
-@dataclass
-class Progress:
-    """How far a run is: everything that it counts and that JSON holds.
-
-    Attributes:
-        step: outer steps made.
-        validated: the last step whose set has been validated; -1 for none.
-        best_step: the step of the lowest validation loss...
-        best: ...and its metrics.
-        losses: outer losses since the last line of the log.
-        clipped: of those steps, how many ``train.max_grad_norm`` shortened.
-        clipped_steps: the same of all steps.
-        seconds: spent by earlier processes.
-        checkpoint_seconds: spent in checkpoints.
-        mark: position in the tracker's record.
-
-    """
-
-    step: int = 0
-    validated: int = -1
-    best_step: int = 0
-    best: dict[str, float] = field(default_factory=dict)
-    losses: list[float] = field(default_factory=list)
-    clipped: int = 0
-    clipped_steps: int = 0
-    seconds: float = 0.0
-    checkpoint_seconds: float = 0.0
-    mark: int = 0
 
 
 def fit(
@@ -226,19 +194,23 @@ def fit(
     if config.val_steps is None and val_interval > max_steps:
         val_interval = -(-max_steps // VALIDATIONS)
     folder = Path(config.save_ckpt_dir)
-    loop = _Loop(distilled, config, max_steps, learner.device)
+    optimizer = make_optimizer(distilled, config)
+    warmup = int(max_steps * config.warmup_ratio)
+    scheduler = get_scheduler(config.scheduler_type, optimizer, warmup, max_steps)
+    scaler = torch.amp.GradScaler(learner.device.type, enabled=config.fp16)
+    state = RunState(distilled, optimizer, scheduler, scaler)
     started, saved_step = time.monotonic(), None
     if checkpoint is not None:
-        loop.restore(checkpoint, folder / CHECKPOINT_FILE)
-        saved_step = loop.progress.step
+        state.restore(checkpoint, folder / CHECKPOINT_FILE)
+        saved_step = state.progress.step
         if saved_step > max_steps:
             raise ValueError(f"train.max_steps must be at least {saved_step}, the step reached, got {max_steps}")
-        if loop.best:
+        if state.best:
             # The folder may hold a later set, or none: a set is replaced by two renames.
-            best = DistilledDataset(loop.best, distilled.config, distilled.train_config, distilled.card)
-            best.save_pretrained(folder / "best", outer_steps=loop.progress.best_step)
+            best = DistilledDataset(state.best, distilled.config, distilled.train_config, distilled.card)
+            best.save_pretrained(folder / "best", outer_steps=state.progress.best_step)
         logger.info("going on from step %d/%d", saved_step, max_steps)
-    progress = loop.progress
+    progress = state.progress
     tracker.rewind(progress.mark)
 
     def save() -> None:
@@ -247,7 +219,7 @@ def fit(
         progress.seconds += now - started
         started = now
         progress.mark = tracker.mark()
-        save_checkpoint(folder / CHECKPOINT_FILE, loop.checkpoint(), settings or {})
+        save_checkpoint(folder / CHECKPOINT_FILE, state.checkpoint(), settings or {})
         saved_step = progress.step
         progress.checkpoint_seconds += time.monotonic() - now
 
@@ -271,13 +243,13 @@ def fit(
         progress.validated = progress.step
         if not progress.best or scores["loss"] < progress.best["loss"]:
             progress.best_step, progress.best = progress.step, scores
-            loop.best = {name: tensor.detach().clone() for name, tensor in distilled.raw.items()}
+            state.best = {name: tensor.detach().clone() for name, tensor in distilled.raw.items()}
             distilled.save_pretrained(folder / "best", outer_steps=progress.step)
 
     def log() -> None:
         metrics: dict[str, float | None] = {"train_loss": sum(progress.losses) / len(progress.losses)}
         metrics |= {f"lr.{t}": lr for t, lr in enumerate(distilled.lr.tolist())}
-        metrics |= {"optimizer_lr": loop.scheduler.get_last_lr()[0]}
+        metrics |= {"optimizer_lr": scheduler.get_last_lr()[0]}
         if config.max_grad_norm is not None:
             metrics["clipped"] = progress.clipped / len(progress.losses)
         tracker.log_metrics({**metrics, "checkpoint_seconds": progress.checkpoint_seconds}, progress.step)
@@ -306,12 +278,12 @@ def fit(
                 interrupts.raise_noted()
                 seed_of_step = stream_seed(seed, "outer", progress.step + 1)
                 loss, accuracy, grad_norm = outer_step(
-                    distilled, learner, next(batches), loop.optimizer, loop.scaler, config, seed_of_step
+                    distilled, learner, next(batches), optimizer, scaler, config, seed_of_step
                 )
                 # A float16 gradient that overflows is skipped, until its scale is at its lowest.
-                overflow = loop.scaler.get_scale() > 1 and math.isfinite(loss)
+                overflow = scaler.get_scale() > 1 and math.isfinite(loss)
                 check_finite(outer_loss=loss, hypergradient_norm=0.0 if overflow else grad_norm)
-                loop.scheduler.step()
+                scheduler.step()
                 progress.step += 1
                 progress.losses.append(loss)
                 if config.max_grad_norm is not None and config.max_grad_norm < grad_norm < math.inf:
@@ -331,98 +303,11 @@ def fit(
     distilled.save_pretrained(folder / "last", outer_steps=progress.step)
     with torch.no_grad():
         for name, tensor in distilled.raw.items():
-            tensor.copy_(loop.best[name])
+            tensor.copy_(state.best[name])
     seconds = progress.seconds + time.monotonic() - started
     return FitResult(
         progress.step, progress.best_step, progress.best, progress.clipped_steps, seconds, progress.checkpoint_seconds
     )
-
-
-class _Loop:
-    """Everything that an outer step changes, and its way into a checkpoint and back."""
-
-    def __init__(self, distilled: DistilledDataset, config: TrainConfig, max_steps: int, device: torch.device) -> None:
-        self.distilled = distilled
-        self.optimizer = make_optimizer(distilled, config)
-        warmup = int(max_steps * config.warmup_ratio)
-        self.scheduler = get_scheduler(config.scheduler_type, self.optimizer, warmup, max_steps)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=config.fp16)
-        self.progress = Progress()
-        self.best: dict[str, Tensor] = {}
-
-    def checkpoint(self) -> Checkpoint:
-        tensors = {f"raw.{name}": tensor for name, tensor in self.distilled.raw.items()}
-        tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
-        for index, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items() if value is not None}
-        return Checkpoint(tensors, self._state())
-
-    def restore(self, checkpoint: Checkpoint, path: Path) -> None:
-        """Raises ValueError, naming ``path``, where the checkpoint is not one of such a run."""
-        fits = _is_like(self._state(), checkpoint.state) and checkpoint.state["progress"]["step"] >= 0
-        parts: dict[str, dict[str, Tensor]] = {"raw": {}, "best": {}, "optimizer": {}}
-        for name, tensor in checkpoint.tensors.items():
-            part, _, rest = name.partition(".")
-            parts.setdefault(part, {})[rest] = tensor
-        raw, best, moments = parts["raw"], parts["best"], parts["optimizer"]
-        expected = {name: (tensor.shape, tensor.dtype) for name, tensor in self.distilled.raw.items()}
-        for found in (raw, best) if best else (raw,):
-            fits = fits and {name: (tensor.shape, tensor.dtype) for name, tensor in found.items()} == expected
-        # None at all before the first step, nor ever for SGD without momentum.
-        shapes = {name: tuple(tensor.shape) for name, tensor in moments.items()}
-        if not fits or len(parts) > 3 or (shapes and shapes != _moment_shapes(self.optimizer)):
-            raise ValueError(
-                f"{path} must hold the counters, tensors and moments of a run of this configuration; remove it to"
-                " start anew, or restore it from a copy"
-            )
-        self.progress = Progress(**checkpoint.state["progress"])
-        with torch.no_grad():
-            for name, tensor in self.distilled.raw.items():
-                tensor.copy_(raw[name])
-        self.best = {name: tensor.to(self.distilled.raw[name].device) for name, tensor in best.items()}
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, tensor in moments.items():
-            index, _, name = key.partition(".")
-            state.setdefault(int(index), {})[name] = tensor
-        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
-        for group, lr in zip(self.optimizer.param_groups, checkpoint.state["optimizer_lrs"], strict=True):
-            group["lr"] = lr
-        self.scheduler.load_state_dict(self.scheduler.state_dict() | checkpoint.state["scheduler"])
-        if self.scaler.is_enabled():
-            self.scaler.load_state_dict(checkpoint.state["scaler"])
-
-    def _state(self) -> dict[str, Any]:
-        schedule = self.scheduler.state_dict()
-        return {
-            "progress": asdict(self.progress),
-            "optimizer_lrs": [group["lr"] for group in self.optimizer.param_groups],
-            "scheduler": {name: schedule[name] for name in ("last_epoch", "_step_count", "_last_lr")},
-            "scaler": self.scaler.state_dict(),
-        }
-
-
-def _moment_shapes(optimizer: Optimizer) -> dict[str, tuple[int, ...]]:
-    """What an optimiser remembers of its parameters, by the names that ``_Loop.checkpoint`` gives."""
-    names = ("momentum_buffer",) if isinstance(optimizer, SGD) else ("step", "exp_avg", "exp_avg_sq")
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    return {
-        f"{index}.{name}": () if name == "step" else tuple(parameter.shape)
-        for index, parameter in enumerate(parameters)
-        for name in names
-    }
-
-
-def _is_like(template: Any, value: Any) -> bool:
-    """Whether JSON has the structure of a template, in which an empty list or object stands for any numbers."""
-    if isinstance(template, dict):
-        if not isinstance(value, dict) or (template and template.keys() != value.keys()):
-            return False
-        return all(_is_like(template.get(key, 0.0), value[key]) for key in value)
-    if isinstance(template, list):
-        if not isinstance(value, list) or (template and len(template) != len(value)):
-            return False
-        return all(_is_like(template[0] if template else 0.0, item) for item in value)
-    return type(value) is int if type(template) is int else type(value) in (int, float)
 
 
 def outer_step(
