@@ -709,3 +709,12 @@ def test_moving_nowhere_keeps_the_leaves(tiny_learner: Learner, toy_split: Token
     leaves = dict(distilled.raw)
     distilled.to(tiny_learner.device, tiny_learner.dtype)
     assert all(distilled.raw[name] is leaf for name, leaf in leaves.items())
+
+
+def test_commit_of_a_hub_set_is_kept(
+    tiny_learner: Learner, toy_split: TokenizedSplit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create(tiny_learner, toy_split).save_pretrained(tmp_path / "snapshots" / "abc")
+    assert DistilledDataset.from_pretrained(tmp_path / "snapshots" / "abc").revision is None
+    monkeypatch.setattr(storage, "snapshot_download", lambda *_, **__: str(tmp_path / "snapshots" / "abc"))
+    assert DistilledDataset.from_pretrained("owner/name", revision="v1").revision == "abc"

@@ -160,7 +160,8 @@ def evaluate(distilled_dir: str | Path, config: RunConfig) -> Results:
     distilled.to(bench.learner.device)
     started = time.monotonic()
     results = bench.results(_score(config, bench, distilled))
-    results |= {"distilled": str(distilled_dir), "seconds": time.monotonic() - started}
+    source = {"distilled": str(distilled_dir), "distilled_revision": distilled.revision}
+    results |= source | {"seconds": time.monotonic() - started}
     write_results(Path(config.base.save_dir) / "results.json", results)
     return results
 

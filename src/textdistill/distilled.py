@@ -176,8 +176,11 @@ class DistilledDataset:
         config: shape and kinds.
         train_config: number and batch size of inner steps.
         card: task, model and provenance.
+        revision: commit of the hub repository that the set was read from, else None.
 
     """
+
+    revision: str | None = None
 
     def __init__(
         self,
@@ -395,6 +398,10 @@ class DistilledDataset:
     def from_pretrained(cls, path_or_repo: str | Path, revision: str | None = None) -> DistilledDataset:
         """Reads a folder or hub dataset written by ``save_pretrained``, or the reference implementation's folder.
 
+        Args:
+            path_or_repo: a folder, or a repository id ``owner/name``.
+            revision: branch, tag or commit of the repository; the commit that was read is kept as ``revision``.
+
         Raises:
             FileNotFoundError: there is no such folder or file.
             ValueError: a file is not what it should be.
@@ -409,10 +416,13 @@ class DistilledDataset:
         file = storage.REFERENCE_TENSORS_FILE if reference else storage.TENSORS_FILE
         storage.check_finite(Path(path_or_repo, file), tensors)
         try:
-            return cls(tensors, *(_read_reference(config, tensors) if reference else _read_card(config)))
+            loaded = cls(tensors, *(_read_reference(config, tensors) if reference else _read_card(config)))
         except ValueError as error:
             card = Path(path_or_repo, storage.CONFIG_FILE)
             raise ValueError(f"{card}: {error}; restore the folder from its source") from error
+        if not reference:
+            loaded.revision = config["revision"]
+        return loaded
 
     def _rows(self, step: int, order_seed: int) -> Tensor:
         batch = self.train_config.batch_size_per_label * len(self.card.class_names)
