@@ -40,6 +40,7 @@ from textdistill.learner import Learner, ModelConfig, Params
 from textdistill.losses import task_loss
 from textdistill.seeding import stream_seed
 from textdistill.task import TokenizedSplit
+from toy import write_reference_folder
 
 NONE, CLS, ALL = AttentionLabelType
 CARD = Card("toy", CLASS_NAMES, {})
@@ -526,21 +527,6 @@ def test_values_beyond_float32_are_refused(tmp_path: Path) -> None:
     storage.save_folder(tmp_path / "set", tensors, config, "")
     with pytest.raises(ValueError, match=r"distilled.safetensors: tensor 'lr' must hold finite values"):
         DistilledDataset.from_pretrained(tmp_path / "set")
-
-
-def write_reference_folder(folder: Path, distilled: DistilledDataset) -> None:
-    """As the reference implementation's ``DistilledData.save_pretrained`` writes it."""
-    config = {key: value for key, value in asdict(distilled.config).items() if key != "init"}
-    card = {
-        "config": {key: str(value) if isinstance(value, str) else value for key, value in config.items()},
-        "train_config": asdict(distilled.train_config),
-        "num_labels": 2,
-        "hidden_size": 4,
-        "num_layers": 2,
-        "num_heads": 3,
-    }
-    (folder / "config.json").write_text(json.dumps(card, indent=4))
-    torch.save({name: tensor.detach() for name, tensor in distilled.raw.items()}, folder / "data_dict")
 
 
 @pytest.mark.parametrize("label_type", list(LabelType))

@@ -557,7 +557,7 @@ def test_track_completes_a_run_from_its_files(had: str, root: Path, run_folder: 
     assert found["metrics"] == history_by_lines(run_folder)
     assert found["metrics"].keys() == {"train_loss", "validation_loss", "avg.loss"}
     config = asdict(load_run_config(run_folder))
-    assert found["params"] == {key: str(value) for key, value in tracking._flatten(config)}
+    assert found["params"] == {key: str(value) for key, value in tracking.flatten(config)}
     assert found["files"] == {
         ".hydra/config.yaml": ".hydra/config.yaml",
         "best/config.json": "checkpoints/best/config.json",

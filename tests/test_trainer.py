@@ -655,7 +655,7 @@ def test_checkpoint_that_makes_no_sense_is_refused(
     elif damage == "step":
         state["progress"]["step"] = -1
     elif damage == "rates":
-        state["optimizer_lrs"] = state["optimizer_lrs"][:1]
+        state["scheduler"] = state["scheduler"] | {"_last_lr": state["scheduler"]["_last_lr"][:1]}
     else:
         state = {}
     with pytest.raises(ValueError, match=NOT_OF_SUCH_A_RUN):

@@ -1,8 +1,14 @@
-"""Overrides with which every verb runs in a second: the toy task on the tiny BERT."""
+"""What several tests need: overrides for the toy task on the tiny BERT, and a set as the reference writes it."""
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
+
+import torch
+
+from textdistill.distilled import DistilledDataset
 
 
 def overrides(model: Path, data: Path, root: Path, *more: str) -> list[str]:
@@ -23,3 +29,18 @@ def overrides(model: Path, data: Path, root: Path, *more: str) -> list[str]:
         "tracking=none",
         *more,
     ]
+
+
+def write_reference_folder(folder: Path, distilled: DistilledDataset) -> None:
+    """As the reference implementation's ``DistilledData.save_pretrained`` writes it."""
+    config = {key: value for key, value in asdict(distilled.config).items() if key != "init"}
+    card = {
+        "config": {key: str(value) if isinstance(value, str) else value for key, value in config.items()},
+        "train_config": asdict(distilled.train_config),
+        "num_labels": 2,
+        "hidden_size": 4,
+        "num_layers": 2,
+        "num_heads": 3,
+    }
+    (folder / "config.json").write_text(json.dumps(card, indent=4))
+    torch.save({name: tensor.detach() for name, tensor in distilled.raw.items()}, folder / "data_dict")

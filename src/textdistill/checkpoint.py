@@ -224,9 +224,9 @@ class RunState:
             index, _, name = key.partition(".")
             state.setdefault(int(index), {})[name] = tensor
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
-        for group, lr in zip(self.optimizer.param_groups, checkpoint.state["optimizer_lrs"], strict=True):
-            group["lr"] = lr
         self.scheduler.load_state_dict(self.scheduler.state_dict() | checkpoint.state["scheduler"])
+        for group, lr in zip(self.optimizer.param_groups, self.scheduler.get_last_lr(), strict=True):
+            group["lr"] = lr
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(checkpoint.state["scaler"])
 
@@ -234,7 +234,6 @@ class RunState:
         schedule = self.scheduler.state_dict()
         return {
             "progress": asdict(self.progress),
-            "optimizer_lrs": [group["lr"] for group in self.optimizer.param_groups],
             "scheduler": {name: schedule[name] for name in ("last_epoch", "_step_count", "_last_lr")},
             "scaler": self.scaler.state_dict(),
         }

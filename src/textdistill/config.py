@@ -22,7 +22,7 @@ from textdistill.distilled import DistilledDataConfig, LabelType, LearnerTrainCo
 from textdistill.evaluation import EvaluateConfig
 from textdistill.learner import ModelConfig
 from textdistill.task import DataConfig
-from textdistill.tracking import Tracking, ensure_store
+from textdistill.tracking import Tracking, ensure_store, flatten
 from textdistill.trainer import TrainConfig
 
 logger = logging.getLogger(__name__)
@@ -87,13 +87,11 @@ class RunConfig:
 
     def fixed(self) -> dict[str, Any]:
         """The settings, by dotted key, that a run keeps when it goes on from a checkpoint."""
-        groups = {name: value for name, value in asdict(self).items() if isinstance(value, dict)}
-        flat = {f"{group}.{key}": value for group, keys in groups.items() for key, value in keys.items()}
         endless = self.train.scheduler_type == "constant" or (
             self.train.scheduler_type in ("constant_with_warmup", "inverse_sqrt") and self.train.warmup_ratio == 0
         )
         free = {"train.max_steps", "train.epoch"} if endless else set()
-        return {key: value for key, value in flat.items() if key not in free and not CHANGEABLE.fullmatch(key)}
+        return {key: value for key, value in flatten(asdict(self)) if key not in free and not CHANGEABLE.fullmatch(key)}
 
     def _without_effect(self) -> list[tuple[str, str]]:
         distilled, train = self.distilled_data, self.train

@@ -391,8 +391,7 @@ class DistilledDataset:
             "data": dict(self.card.data),
             "provenance": {**self.card.provenance, **provenance},
         }
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.raw.items()}
-        storage.save_folder(Path(path), tensors, config, _readme(self))
+        storage.save_folder(Path(path), self.raw, config, _readme(self))
 
     @classmethod
     def from_pretrained(cls, path_or_repo: str | Path, revision: str | None = None) -> DistilledDataset:

@@ -142,7 +142,7 @@ class MlflowRun:
         """Write all parameters, nested mappings as dotted keys; MLflow cuts values beyond 6,000 characters."""
         from mlflow.entities import Param
 
-        entries = [Param(key, str(value)) for key, value in _flatten(params) if key not in self._params]
+        entries = [Param(key, str(value)) for key, value in flatten(params) if key not in self._params]
         for start in range(0, len(entries), MAX_PARAMS):
             self._client.log_batch(self.run_id, params=entries[start : start + MAX_PARAMS])
 
@@ -321,10 +321,10 @@ def _experiment_id(client: MlflowClient, root: Path, name: str) -> str:
         return str(existing.experiment_id)
 
 
-def _flatten(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten(params: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """The leaves of nested mappings with their dotted keys."""
     for key, value in params.items():
         if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value

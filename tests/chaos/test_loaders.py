@@ -19,7 +19,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from enum import Enum
 from functools import cache
 from pathlib import Path
@@ -38,6 +38,7 @@ from textdistill.attention import AttentionLabelType
 from textdistill.checkpoint import RunState, load_checkpoint, save_checkpoint
 from textdistill.distilled import Card, DistilledDataConfig, DistilledDataset, LabelType, LearnerTrainConfig
 from textdistill.trainer import TrainConfig, make_optimizer
+from toy import write_reference_folder
 
 pytestmark = pytest.mark.slow
 
@@ -101,21 +102,6 @@ def a_set() -> DistilledDataset:
     model = {"name": "some/model", "revision": None, "embedding_size": 4, "num_layers": 2, "num_heads": 3}
     card = Card("toy", ("no", "yes"), model, {"path": "x"}, {"seed": 1, "accuracy": 1e-05})
     return DistilledDataset(raw, config, LearnerTrainConfig(2, 1), card)
-
-
-def write_reference(folder: Path) -> None:
-    """As the reference implementation's ``DistilledData.save_pretrained`` writes it."""
-    distilled = a_set()
-    card = {
-        "config": {key: value for key, value in asdict(distilled.config).items() if key != "init"},
-        "train_config": asdict(distilled.train_config),
-        "num_labels": 2,
-        "hidden_size": 4,
-        "num_layers": 2,
-        "num_heads": 3,
-    }
-    (folder / "config.json").write_text(json.dumps(card, indent=4))
-    torch.save({name: tensor.detach() for name, tensor in distilled.raw.items()}, folder / "data_dict")
 
 
 def same_set(one: DistilledDataset, other: DistilledDataset) -> bool:
@@ -225,7 +211,7 @@ ARTEFACTS = {
         mutations=(*DAMAGE, "header_lies", "header_and_card_lie", "tensor_values"),
     ),
     "reference": Artefact(
-        write=write_reference,
+        write=lambda folder: write_reference_folder(folder, a_set()),
         load=DistilledDataset.from_pretrained,
         same=same_set,
         assert_valid=assert_valid_set,
