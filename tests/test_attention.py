@@ -55,11 +55,11 @@ def test_kernel_is_the_reference(kind: str, exact: bool, label_type: AttentionLa
         output, record = run(heads(dtype), mask(kind), label_type, exact)
         torch.testing.assert_close(output.double(), expected_output, rtol=0, atol=tolerance)
         if label_type is AttentionLabelType.none:
-            assert not record.rows
+            assert not record.log_rows
         else:
-            (rows,) = record.rows
+            (log_rows,) = record.log_rows
             expected = expected_rows[:, :, : label_type.rows(L)]
-            torch.testing.assert_close(rows.double(), expected, rtol=0, atol=tolerance)
+            torch.testing.assert_close(log_rows.exp().double(), expected, rtol=0, atol=tolerance)
 
 
 def test_scaling_is_used() -> None:
@@ -67,7 +67,7 @@ def test_scaling_is_used() -> None:
     for exact in (False, True):
         output, record = run(heads(), None, AttentionLabelType.cls, exact, scaling=0.2)
         torch.testing.assert_close(output, expected, rtol=0, atol=1e-12)
-        torch.testing.assert_close(record.rows[0], expected_rows[:, :, :1], rtol=0, atol=1e-12)
+        torch.testing.assert_close(record.log_rows[0].exp(), expected_rows[:, :, :1], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("label_type", list(AttentionLabelType))
@@ -76,7 +76,7 @@ def test_fused_and_exact_have_the_same_gradient(label_type: AttentionLabelType) 
     for exact in (False, True):
         inputs = Heads(*(tensor.requires_grad_() for tensor in heads()))
         output, record = run(inputs, mask("padding"), label_type, exact)
-        loss = output.square().sum() + sum(rows.log1p().sum() for rows in record.rows)
+        loss = output.square().sum() + sum(log_rows.exp().log1p().sum() for log_rows in record.log_rows)
         gradients.append(torch.autograd.grad(loss, inputs))
     for fused, plain in zip(*gradients, strict=True):
         torch.testing.assert_close(fused, plain, rtol=0, atol=1e-12)
@@ -86,7 +86,7 @@ def test_fused_and_exact_have_the_same_gradient(label_type: AttentionLabelType) 
 def test_rows_are_taken_before_dropout(label_type: AttentionLabelType) -> None:
     for exact in (False, True):
         kept, dropped = (run(heads(), None, label_type, exact, dropout=p) for p in (0.0, 0.5))
-        assert torch.equal(kept[1].rows[0], dropped[1].rows[0])
+        assert torch.equal(kept[1].log_rows[0], dropped[1].log_rows[0])
         assert not torch.allclose(kept[0], dropped[0])
 
 
@@ -106,7 +106,7 @@ def test_blocks_nest_and_end_with_an_exception() -> None:
         call()
     call()
     assert (inner.calls, outer.calls) == (1, 1)
-    assert [rows.size(2) for rows in inner.rows + outer.rows] == [L, 1]
+    assert [log_rows.size(2) for log_rows in inner.log_rows + outer.log_rows] == [L, 1]
 
 
 def test_only_exact_attention_has_second_derivatives() -> None:
@@ -122,6 +122,18 @@ def test_only_exact_attention_has_second_derivatives() -> None:
     assert second_derivative(exact=True).abs().max() > 0
     with pytest.raises(RuntimeError, match="not implemented"):
         second_derivative(exact=False)
+
+
+def test_faint_attention_has_second_derivatives_in_float32() -> None:
+    """Those of log(softmax), written so, are 1 / attention squared, which overflows below 1e-19."""
+    query, key, value = heads(torch.float32)
+    inputs = Heads((30 * query).requires_grad_(), key, value)
+    _, record = run(inputs, None, AttentionLabelType.all, exact=True)
+    (log_rows,) = record.log_rows
+    assert log_rows.min() < -60
+    (first,) = torch.autograd.grad(log_rows.sum(), inputs.query, create_graph=True)
+    (second,) = torch.autograd.grad(first.square().sum(), inputs.query)
+    assert second.isfinite().all()
 
 
 def test_transformers_fused_attention_returns_no_rows() -> None:

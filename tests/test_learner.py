@@ -323,17 +323,17 @@ def test_fused_and_exact_agree_on_logits_and_rows(learner: Learner, label_type: 
     for inputs, length in ((embeds(learner), 7), (tokens(), 9)):
         plain = learner(params, inputs)
         fused, exact = (learner(params, inputs, label_type=label_type, exact=exact) for exact in (False, True))
-        assert plain.rows is None
-        assert fused.rows is not None
-        assert exact.rows is not None
+        assert plain.log_rows is None
+        assert fused.log_rows is not None
+        assert exact.log_rows is not None
         shape = (3, learner.num_layers, learner.num_heads, label_type.rows(length), length)
-        assert fused.rows.shape == shape
+        assert fused.log_rows.shape == shape
         # Where a padded query sees no key at all, nothing of it reaches the logits.
         used = inputs.get("attention_mask", torch.ones(3, length)).bool()
         if label_type is ALL:
-            fused, exact = (out._replace(rows=out.rows.permute(0, 3, 1, 2, 4)[used]) for out in (fused, exact))
-        torch.testing.assert_close(fused.rows, exact.rows, rtol=0, atol=1e-12)
-        sums = exact.rows.sum(-1)
+            fused, exact = (out._replace(log_rows=out.log_rows.permute(0, 3, 1, 2, 4)[used]) for out in (fused, exact))
+        torch.testing.assert_close(fused.log_rows.exp(), exact.log_rows.exp(), rtol=0, atol=1e-12)
+        sums = exact.log_rows.exp().sum(-1)
         torch.testing.assert_close(sums, torch.ones_like(sums), rtol=0, atol=1e-12)
         for out in (fused, exact):
             torch.testing.assert_close(out.logits, plain.logits, rtol=0, atol=1e-12)
@@ -344,7 +344,7 @@ def test_fused_and_exact_agree_in_float32(folder: Path) -> None:
     params = learner.fresh_params(0)
     fused, exact = (learner(params, embeds(learner), label_type=CLS, exact=exact) for exact in (False, True))
     torch.testing.assert_close(fused.logits, exact.logits, rtol=2e-5, atol=2e-5)
-    torch.testing.assert_close(fused.rows, exact.rows, rtol=0, atol=2e-5)
+    torch.testing.assert_close(fused.log_rows.exp(), exact.log_rows.exp(), rtol=0, atol=2e-5)
 
 
 def transformers_own(folder: Path, params: Mapping[str, Tensor], attention: str | None) -> PreTrainedModel:
@@ -360,7 +360,7 @@ def test_logits_and_rows_are_those_of_transformers_own_classifier(folder: Path, 
         logits = learner(params, inputs).logits
         torch.testing.assert_close(logits, model(**inputs).logits, rtol=0, atol=1e-12)
         torch.testing.assert_close(logits, learner.to_model(params)(**inputs).logits, rtol=0, atol=1e-12)
-    rows = learner(params, embeds(learner), label_type=ALL).rows
+    rows = learner(params, embeds(learner), label_type=ALL).log_rows.exp()
     attentions = eager(**embeds(learner), output_attentions=True).attentions
     # ModernBERT's eager attention takes its softmax in float32.
     torch.testing.assert_close(rows, torch.stack(attentions, dim=1), rtol=0, atol=1e-6)
@@ -421,9 +421,9 @@ def test_reach_is_where_attention_can_be(family: str, learner: Learner) -> None:
     for label_type in (CLS, ALL):
         reach = learner.reach(7, label_type)
         assert torch.equal(reach, torch.stack(layers)[:, : label_type.rows(7)])
-        _, rows = learner(learner.fresh_params(0), embeds(learner), label_type=label_type)
-        assert rows is not None
-        assert torch.equal(reach, (rows > 0).all(dim=(0, 2)))
+        _, log_rows = learner(learner.fresh_params(0), embeds(learner), label_type=label_type)
+        assert log_rows is not None
+        assert torch.equal(reach, (log_rows > -1e3).all(dim=(0, 2)))
 
 
 def test_a_checkpoint_with_another_number_of_classes_gives_a_fresh_head(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -45,42 +47,50 @@ def test_attention_loss_is_the_reference(seed: int, b: int, y: int, h: int, q: i
     rows = (2 * draw(seed, b, y, h, q, length)).softmax(-1)
     labels = (2 * draw(seed + 1, b, y, h, q, length)).softmax(-1)
     expected = reference.attention_loss(rows, labels)
-    assert float(attention_loss(rows, labels)) == pytest.approx(expected, rel=1e-12, abs=1e-12)
+    assert float(attention_loss(rows.log(), labels)) == pytest.approx(expected, rel=1e-12, abs=1e-12)
 
 
 @given(seeds)
 def test_attention_loss_is_zero_for_the_learners_own_rows_and_positive_for_others(seed: int) -> None:
     rows, labels = draw(seed, 2, 1, 2, 1, 5).softmax(-1), draw(seed + 1, 2, 1, 2, 1, 5).softmax(-1)
-    assert abs(float(attention_loss(rows, rows))) < 1e-14
-    assert float(attention_loss(rows, labels)) > 0
+    assert abs(float(attention_loss(rows.log(), rows))) < 1e-14
+    assert float(attention_loss(rows.log(), labels)) > 0
 
 
 def test_a_key_with_label_zero_contributes_nothing_whatever_its_row() -> None:
     labels = torch.tensor([0.25, 0.75, 0.0], dtype=torch.float64).expand(1, 1, 1, 1, 3)
-    for row in ([0.5, 0.3, 0.2], [0.5, 0.3, 0.0]):
+    for row in ([0.5, 0.3, 0.2], [0.5, 0.3, torch.finfo(torch.float64).tiny]):
         rows = torch.tensor(row, dtype=torch.float64).expand(1, 1, 1, 1, 3)
-        assert float(attention_loss(rows, labels)) == pytest.approx(reference.attention_loss(rows, labels), 1e-12)
+        expected = reference.attention_loss(rows, labels)
+        assert float(attention_loss(rows.log(), labels)) == pytest.approx(expected, 1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_row_that_underflows_leaves_loss_and_gradient_finite(dtype: torch.dtype) -> None:
-    scores = torch.tensor([0.0, -1e4, 1.0], dtype=dtype).expand(1, 1, 1, 1, 3).requires_grad_()
+@pytest.mark.parametrize("score", [-60.0, -1e4])
+def test_faint_attention_leaves_loss_and_its_derivatives_finite(dtype: torch.dtype, score: float) -> None:
+    """Of 1e-27, whose squared inverse float32 does not hold, and of exactly 0."""
+    scores = torch.tensor([0.0, score, 1.0], dtype=dtype).expand(1, 1, 1, 1, 3).requires_grad_()
     labels = torch.tensor([0.2, 0.3, 0.5], dtype=dtype).expand(1, 1, 1, 1, 3)
-    loss = attention_loss(scores.softmax(-1), labels)
-    (gradient,) = torch.autograd.grad(loss, scores)
+    loss = attention_loss(scores.log_softmax(-1), labels)
+    (gradient,) = torch.autograd.grad(loss, scores, create_graph=True)
+    (second,) = torch.autograd.grad(gradient.square().sum(), scores)
     assert loss.isfinite()
     assert gradient.isfinite().all()
+    assert second.isfinite().all()
+    if score == -60:
+        torch.testing.assert_close(gradient.detach(), scores.detach().softmax(-1) - labels)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_label_that_is_zero_leaves_the_gradient_of_the_raw_labels_finite(dtype: torch.dtype) -> None:
     raw = torch.tensor([0.0, -1e4, 1.0], dtype=dtype, requires_grad=True)
-    rows = torch.tensor([0.2, 0.0, 0.8], dtype=dtype)
-    loss = attention_loss(rows.expand(1, 1, 1, 1, 3), raw.softmax(-1).expand(1, 1, 1, 1, 3))
+    # A key out of reach, as the kernel records it.
+    log_rows = torch.tensor([math.log(0.2), torch.finfo(dtype).min, math.log(0.8)], dtype=dtype)
+    loss = attention_loss(log_rows.expand(1, 1, 1, 1, 3), raw.softmax(-1).expand(1, 1, 1, 1, 3))
     (gradient,) = torch.autograd.grad(loss, raw)
     # Without the key that has no label, the loss has the same gradient.
     kept = raw.detach()[[0, 2]].requires_grad_()
-    rest = attention_loss(rows[[0, 2]].expand(1, 1, 1, 1, 2), kept.softmax(-1).expand(1, 1, 1, 1, 2))
+    rest = attention_loss(log_rows[[0, 2]].expand(1, 1, 1, 1, 2), kept.softmax(-1).expand(1, 1, 1, 1, 2))
     (expected,) = torch.autograd.grad(rest, kept)
     assert gradient[1] == 0
     torch.testing.assert_close(gradient[[0, 2]], expected)

@@ -41,11 +41,14 @@ class AttentionLabelType(StrEnum):
 
 @dataclass
 class Recording:
-    """What one forward pass should keep, and what it kept: an entry a layer, in the order of the layers."""
+    """What one forward pass should keep, and what it kept: an entry a layer, in the order of the layers.
+
+    ``log_rows`` are logarithms of attention, (B, H, Q, L), before dropout.
+    """
 
     label_type: AttentionLabelType
     exact: bool
-    rows: list[Tensor] = field(default_factory=list)
+    log_rows: list[Tensor] = field(default_factory=list)
     masks: list[Tensor | None] = field(default_factory=list)
     calls: int = 0
 
@@ -93,25 +96,26 @@ def attention_kernel(
     record.masks.append(attention_mask)
     scale = query.size(-1) ** -0.5 if scaling is None else scaling
     if record.exact or record.label_type is AttentionLabelType.all:
-        weights = _attention_rows(query, key, attention_mask, scale)
+        log_weights = _log_rows(query, key, attention_mask, scale)
         if record.label_type is not AttentionLabelType.none:
-            record.rows.append(weights[:, :, : record.label_type.rows(query.size(2))])
-        output = torch.matmul(F.dropout(weights, dropout), value)
+            record.log_rows.append(log_weights[:, :, : record.label_type.rows(query.size(2))])
+        output = torch.matmul(F.dropout(log_weights.exp(), dropout), value)
     else:
         if record.label_type is AttentionLabelType.cls:
             mask = None if attention_mask is None else attention_mask[:, :, :1]
-            record.rows.append(_attention_rows(query[:, :, :1], key, mask, scale))
+            record.log_rows.append(_log_rows(query[:, :, :1], key, mask, scale))
         output = F.scaled_dot_product_attention(
             query, key, value, attn_mask=attention_mask, dropout_p=dropout, scale=scale
         )
     return output.transpose(1, 2).contiguous(), None
 
 
-def _attention_rows(query: Tensor, key: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+def _log_rows(query: Tensor, key: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    # The logarithm, since the second derivative of log(softmax) overflows float32 where attention is below 1e-19.
     scores = torch.matmul(query, key.transpose(2, 3)) * scale
     if mask is not None:
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-    return scores.softmax(dim=-1)
+    return scores.log_softmax(dim=-1)
 
 
 AttentionInterface.register(KERNEL, attention_kernel)

@@ -80,10 +80,10 @@ def make_inner_loss(
 
     def inner_loss(params: Params, batch: InnerBatch) -> Tensor:
         inputs = {"inputs_embeds": batch.inputs_embeds, **batch.context}
-        logits, rows = learner(params, inputs, label_type=label_type, exact=exact, dropout_seed=batch.dropout_seed)
+        logits, log_rows = learner(params, inputs, label_type=label_type, exact=exact, dropout_seed=batch.dropout_seed)
         loss = task_loss(logits, batch.labels)
-        if rows is not None and batch.attention_labels is not None:
-            loss = loss + attention_loss_lambda * attention_loss(rows, batch.attention_labels)
+        if log_rows is not None and batch.attention_labels is not None:
+            loss = loss + attention_loss_lambda * attention_loss(log_rows, batch.attention_labels)
         return loss
 
     return inner_loss

@@ -46,10 +46,10 @@ class ModelConfig:
 
 
 class LearnerOutput(NamedTuple):
-    """Logits (B, C), and the supervised attention rows (B, Y, H, Q, L) or None."""
+    """Logits (B, C), and the logarithm of the supervised attention rows (B, Y, H, Q, L) or None."""
 
     logits: Tensor
-    rows: Tensor | None
+    log_rows: Tensor | None
 
 
 class Learner:
@@ -162,7 +162,7 @@ class Learner:
         exact: bool = False,
         dropout_seed: int | None = None,
     ) -> LearnerOutput:
-        """Logits, and the attention rows that ``label_type`` supervises, of the learner with ``params``.
+        """Logits, and the log attention rows that ``label_type`` supervises, of the learner with ``params``.
 
         Args:
             params: as ``fresh_params`` returns them; gradients flow to them.
@@ -188,10 +188,11 @@ class Learner:
             outputs = torch.func.functional_call(self.model, params, kwargs={**inputs, **extra})
         if not wants_rows:
             return LearnerOutput(outputs.logits, None)
-        rows = record.rows
+        log_rows = record.log_rows
         if not self._records_rows:
             rows = [a[:, :, : label_type.rows(a.size(2))] for a in outputs.attentions]
-        return LearnerOutput(outputs.logits, torch.stack(rows, dim=1))
+            log_rows = [row.clamp_min(torch.finfo(row.dtype).tiny).log() for row in rows]
+        return LearnerOutput(outputs.logits, torch.stack(log_rows, dim=1))
 
     @property
     def rows_are_dropped(self) -> bool:
@@ -254,11 +255,11 @@ class Learner:
         params = {name: weights[name].detach().requires_grad_() for name in names}
         inputs = {"inputs_embeds": self._blank_input(2)}
         # Only the graph is read, so a head that no one has drawn yet does not matter.
-        logits, rows = self(params, inputs, label_type=AttentionLabelType.all)
-        assert rows is not None
+        logits, log_rows = self(params, inputs, label_type=AttentionLabelType.all)
+        assert log_rows is not None
         grads = torch.autograd.grad(logits.sum(), list(params.values()), allow_unused=True)
         used = [name for name, grad in zip(params, grads, strict=True) if grad is not None]
-        return used, rows.size(1), rows.size(2)
+        return used, log_rows.size(1), log_rows.size(2)
 
 
 def autocast(device: torch.device, fp16: bool, bf16: bool) -> torch.autocast:

@@ -5,6 +5,8 @@ Letters: B samples, C classes, Y layers, H heads, Q supervised query rows, L key
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -27,14 +29,14 @@ def task_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits, labels)
 
 
-def attention_loss(rows: Tensor, attention_labels: Tensor) -> Tensor:
-    """``KL(attention_labels || rows)``: summed over key positions, averaged over samples, layers, heads, rows.
+def attention_loss(log_rows: Tensor, attention_labels: Tensor) -> Tensor:
+    """``KL(attention_labels || exp(log_rows))``: summed over key positions, averaged over samples, layers, heads, rows.
 
     A key with label 0 contributes nothing, whatever the learner's attention to it, so keys that a layer cannot
     reach drop out.
 
     Args:
-        rows: the learner's attention, (B, Y, H, Q, L), probabilities over the last dimension.
+        log_rows: logarithm of the learner's attention, (B, Y, H, Q, L).
         attention_labels: targets of the same shape, probabilities over the last dimension.
 
     Returns:
@@ -44,6 +46,6 @@ def attention_loss(rows: Tensor, attention_labels: Tensor) -> Tensor:
 
     """
     # Where a probability is 0, its logarithm stays finite, and so do the gradients.
-    tiny = torch.finfo(rows.dtype).tiny
-    log_ratio = attention_labels.clamp_min(tiny).log() - rows.clamp_min(tiny).log()
+    tiny = torch.finfo(attention_labels.dtype).tiny
+    log_ratio = attention_labels.clamp_min(tiny).log() - log_rows.clamp_min(math.log(tiny))
     return (attention_labels * log_ratio).sum(-1).mean()
