@@ -59,7 +59,7 @@ def measure(estimator: str, seq_length: int, attention: str, steps: int) -> dict
     seconds = []
     for seed in range(4):
         started = time.perf_counter()
-        outer_step(distilled, learner, batch, optimizer, scaler, train_config, seed)
+        outer_step(distilled, learner, [batch], optimizer, scaler, train_config, seed)
         seconds.append(time.perf_counter() - started)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {"seconds": min(seconds[1:]), "megabytes": peak - idle}

@@ -161,11 +161,11 @@ def test_error_inside_releases_the_folder(tmp_path: Path) -> None:
 def test_signal_waits_for_a_whole_state(signum: signal.Signals) -> None:
     before, passed = signal.getsignal(signum), []
     with pytest.raises(Interrupted) as raised, Interrupts() as interrupts:
-        interrupts.raise_noted()
+        assert not interrupts.noted
         signal.raise_signal(signum)
         passed.append("half a step")
-        interrupts.raise_noted()
-        passed.append("the next step")
+        assert interrupts.noted
+        interrupts.stop()
     assert passed == ["half a step"]
     assert raised.value.signum == signum
     assert signal.getsignal(signum) == before

@@ -35,6 +35,8 @@ OURS = {
     "train.max_steps",
     "train.val_steps",
     "train.heads_per_step",
+    "train.batches_per_step",
+    "train.trajectory",
     "train.checkpoint_interval",
     "train.resume",
     "tracking",
@@ -283,6 +285,10 @@ def test_contradictions(overrides: list[str], message: str) -> None:
             ),
             (["train.lr_labels=0.5"], "train.lr_labels has no effect: distilled_data.label_type=hard"),
             (
+                ["train.estimator=reverse", "train.trajectory=checkpoint"],
+                "train.trajectory=checkpoint has no effect: train.estimator=reverse",
+            ),
+            (
                 ["distilled_data.data_per_label=6", "learner_train.train_step=2"],
                 "distilled_data.data_per_label=6 beyond 2 has no effect: learner_train.train_step=2 times"
                 " learner_train.batch_size_per_label=1",
@@ -328,7 +334,7 @@ FREE = {
     *("base.experiment_name", "base.method", "base.run_name", "base.save_dir_root", "base.save_method_dir"),
     *("base.save_dir", "base.data_dir_root", "data.path", "data.datasets_path", "data.preprocessed_datasets_path"),
     *("data.num_proc", "data.force_preprocess", "train.resume", "train.save_ckpt_dir", "train.checkpoint_interval"),
-    *("train.log_interval", "train.val_interval", "train.val_steps", "tracking"),
+    *("train.log_interval", "train.val_interval", "train.val_steps", "train.trajectory", "tracking"),
 }
 
 

@@ -109,6 +109,14 @@ def test_noise_init_is_standard_normal(tiny_learner: Learner, toy_split: Tokeniz
     assert float(embeds.std()) == pytest.approx(1, rel=0.05)
 
 
+@pytest.mark.parametrize("init", list(Init))
+def test_attention_labels_start_as_noise(tiny_learner: Learner, toy_split: TokenizedSplit, init: Init) -> None:
+    distilled = create(tiny_learner, toy_split, seq_length=60, init=init, attention_label_type=ALL)
+    logits = distilled.raw["attention_labels"].detach()
+    assert float(logits.mean()) == pytest.approx(0, abs=0.05)
+    assert float(logits.std()) == pytest.approx(1, rel=0.05)
+
+
 # --- learning rates
 
 

@@ -16,13 +16,13 @@ from torch import Tensor
 from conftest import CLASS_NAMES
 from reference import directional_derivative
 from textdistill.attention import AttentionLabelType
-from textdistill.hypergradient import Estimator, Hypergradient, hypergradient
+from textdistill.hypergradient import Estimator, Hypergradient, Trajectory, hypergradient
 from textdistill.inner import InnerBatch, InnerLoss, fine_tune, make_inner_loss
 from textdistill.learner import MINILM, MINILM_PACKAGE, Learner, ModelConfig, Params
 from textdistill.losses import task_loss
 
 NONE, CLS, ALL = AttentionLabelType
-LR = [0.3, 0.05, 0.6]
+LR = [0.3, 0.05, 0.6, 0.2, 0.4, 0.1, 0.5]
 LAMBDA = 0.7
 
 OuterLoss = Callable[[Params], Tensor]
@@ -217,6 +217,35 @@ def test_nothing_is_written_and_no_graph_survives(tiny_learner: Learner, estimat
     assert all(batch.inputs_embeds.grad is None for batch in batches)
     assert not any(tensor.requires_grad for part in result.parts for tensor in part.values())
     assert not result.outer_loss.requires_grad
+
+
+@pytest.mark.parametrize("estimator", [Estimator.difference, Estimator.forward])
+@pytest.mark.parametrize(("steps", "again"), [(1, 0), (2, 0), (3, 2), (4, 2), (7, 6)])
+def test_trajectories_give_the_same_bits(
+    dropout_learner: Learner, estimator: Estimator, steps: int, again: int
+) -> None:
+    """``again`` gradients are those that ``checkpoint`` takes twice: all but those of its last segment."""
+    inner_loss = make_inner_loss(dropout_learner, CLS, LAMBDA, estimator.exact)
+    calls = 0
+
+    def counted(params: Params, batch: InnerBatch) -> Tensor:
+        nonlocal calls
+        calls += 1
+        return inner_loss(params, batch)
+
+    found, counts = {}, {}
+    for trajectory in Trajectory:
+        calls, outer_loss = 0, make_outer_loss(dropout_learner)
+        params, batches = dropout_learner.fresh_params(0), some_batches(CLS, steps)
+        found[trajectory] = hypergradient(estimator, counted, outer_loss, params, batches, trajectory=trajectory)
+        counts[trajectory] = calls
+    kept = found.pop(Trajectory.keep)
+    for other in found.values():
+        assert torch.equal(other.outer_loss, kept.outer_loss)
+        for part, expected in zip(other.parts, kept.parts, strict=True):
+            assert part.keys() == expected.keys()
+            assert all(torch.equal(tensor, expected[name]) for name, tensor in part.items())
+    assert counts == {"keep": 2 * steps, "offload": 2 * steps, "checkpoint": 2 * steps + again}
 
 
 def test_a_vanishing_outer_gradient_gives_zeros(tiny_learner: Learner) -> None:

@@ -612,6 +612,7 @@ def test_start_leaves_out_the_first_batches(skewed, start):
     whole = labels_of(train_batches(skewed, 32, seed=0, epoch=3))
     assert len(whole) == 156
     assert labels_of(train_batches(skewed, 32, seed=0, epoch=3, start=start)) == whole[start:]
+    assert labels_of(train_batches(skewed, 32, seed=0, epoch=3, start=start, stride=2)) == whole[start::2]
 
 
 def test_fewer_rows_than_a_batch_are_one_batch():

@@ -150,9 +150,9 @@ def test_every_outer_step_has_draws_of_its_own(
     """Of heads, and of real rows, all of which an epoch shows once."""
     seeds, labels = [], []
 
-    def spy(distilled: DistilledDataset, learner: Learner, batch: dict[str, Tensor], *args: Any) -> StepResult:
+    def spy(distilled: DistilledDataset, learner: Learner, batches: list[dict[str, Tensor]], *args: Any) -> StepResult:
         seeds.append(args[-1])
-        labels.append(batch["labels"].tolist())
+        labels.extend(batch["labels"].tolist() for batch in batches)
         return 1.0, 0.5, 0.1
 
     monkeypatch.setattr(trainer, "outer_step", spy)
@@ -694,7 +694,7 @@ def step_once(
     before = raw_copy(distilled)
     scaler = torch.amp.GradScaler("cpu", enabled=settings.fp16)
     optimizer = make_optimizer(distilled, settings)
-    result = outer_step(distilled, learner, batch_of(split), optimizer, scaler, settings, seed=5)
+    result = outer_step(distilled, learner, [batch_of(split)], optimizer, scaler, settings, seed=5)
     return {name: tensor - before[name] for name, tensor in raw_copy(distilled).items()}, result
 
 

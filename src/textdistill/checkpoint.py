@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from filelock import FileLock, Timeout
@@ -326,18 +326,23 @@ class Interrupts:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)
-        if kind is None:
-            self.raise_noted()
+        if kind is None and self.noted:
+            self.stop()
 
-    def raise_noted(self) -> None:
-        """Raises Interrupted if a signal has come."""
-        if self._noted is not None:
-            raise Interrupted(self._noted)
+    @property
+    def noted(self) -> bool:
+        """Whether a signal has come."""
+        return self._noted is not None
+
+    def stop(self) -> NoReturn:
+        """Raises Interrupted for the signal that has come, here or in another process of the run."""
+        raise Interrupted(self._noted or signal.SIGTERM)
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
         """A block in which a signal is raised when it comes."""
-        self.raise_noted()
+        if self.noted:
+            self.stop()
         self._open = True
         try:
             yield

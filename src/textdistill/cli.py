@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import logging
 import math
+import os
 import re
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -55,9 +58,12 @@ Distils a dataset and scores the result; -m sweeps over comma-separated values. 
   distilled_data.data_per_label=N    samples per class
   learner_train.train_step=T         inner steps
   train.max_steps=N                  outer steps; train.epoch=N, whichever ends first
+  train.trajectory=keep|offload|checkpoint    memory of many inner steps
   evaluate.n_eval_model=N            learners in the final score
   tracking=mlflow|none
   experiment=reference               every default of the reference implementation
+
+Several processes: torchrun --nproc_per_node N -m textdistill distill ...
 """,
     "evaluate": f"""\
 usage: textdistill evaluate DISTILLED_DIR [key=value ...]
@@ -167,8 +173,14 @@ def _distill(arguments: list[str]) -> None:
         selected: float = results["validation"]["loss"] if "validation" in results else math.nan
         return selected
 
-    sys.argv = ["textdistill distill", *arguments]
-    hydra.main(config_path="pkg://textdistill.conf", config_name="config", version_base="1.3")(job)()
+    with ExitStack() as stack:
+        if _rank() > 0:
+            # Hydra makes its folders in every process, and the run's name has the time in it.
+            unused = stack.enter_context(tempfile.TemporaryDirectory())
+            folders = [f"hydra.run.dir={unused}", f"hydra.sweep.dir={unused}"]
+            arguments = [*arguments, *folders, "hydra.job_logging.root.level=WARNING"]
+        sys.argv = ["textdistill distill", *arguments]
+        hydra.main(config_path="pkg://textdistill.conf", config_name="config", version_base="1.3")(job)()
 
 
 def _evaluate(arguments: list[str]) -> None:
@@ -288,6 +300,8 @@ def _only(verb: str, name: str, arguments: list[str]) -> str:
 
 
 def _print_results(results: dict[str, Any], folder: Path) -> None:
+    if _rank() > 0:
+        return
     rows = results["splits"]["test"]
     print(f"{results['task']}, {results['model']['name']}, protocol {results['protocol']},", end=" ")
     print(f"{rows['rows']} rows ({rows['source']}), seed {results['seed']}")
@@ -331,11 +345,17 @@ def _quiet() -> None:
     """Our log at INFO; of the libraries' logs, what needs attention."""
     import transformers
 
-    logging.basicConfig(level=logging.INFO, format="[%(asctime)s][%(name)s] %(message)s")
+    level = logging.WARNING if _rank() > 0 else logging.INFO
+    logging.basicConfig(level=level, format="[%(asctime)s][%(name)s] %(message)s")
     for name in ("httpx", "datasets", "alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.WARNING)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+
+
+def _rank() -> int:
+    """Number of this process among those that torchrun started; known before torch is imported."""
+    return int(os.environ.get("RANK", 0))
 
 
 def _fail(message: str) -> NoReturn:

@@ -14,7 +14,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-from accelerate import Accelerator
 from omegaconf import OmegaConf
 
 from textdistill.baselines import full_data, random_samples
@@ -24,9 +23,10 @@ from textdistill.distilled import Card, DistilledDataset, describe
 from textdistill.evaluation import Score, score, trained_on
 from textdistill.inspection import nearest_tokens, strongest, unusual
 from textdistill.learner import Learner, ModelConfig
+from textdistill.processes import Processes
 from textdistill.storage import replacing
 from textdistill.task import TextTask, TokenizedSplit, load_task, tokenize
-from textdistill.tracking import METRICS_FILE, MlflowRun, Tracker, open_tracker, read_lines
+from textdistill.tracking import METRICS_FILE, MlflowRun, NullTracker, RunTracker, Tracker, open_tracker, read_lines
 from textdistill.trainer import fit
 
 logger = logging.getLogger(__name__)
@@ -40,6 +40,8 @@ def distill(config: RunConfig, composed: Mapping[str, str] | None = None) -> Res
     The run folder ``config.base.save_dir`` receives ``config.yaml``, ``metrics.jsonl``, ``run.log``,
     ``checkpoints/``, ``distilled/`` (the best set) and ``results.json``. With ``train.resume`` an interrupted run
     in it goes on, and ends as if it had not been interrupted.
+
+    Under ``torchrun`` every process calls this; process 0 writes.
 
     Args:
         config: see there.
@@ -56,28 +58,21 @@ def distill(config: RunConfig, composed: Mapping[str, str] | None = None) -> Res
 
     """
     bench = _Bench(config)
+    processes = Processes()
+    if config.train.batches_per_step is None:
+        # Written down, so that the run goes on as it began with any number of processes.
+        config = replace(config, train=replace(config.train, batches_per_step=processes.count))
     distilled = _initial(config, bench)
-    run_dir = Path(config.base.save_dir)
+    settings = config.fixed() | {"data": bench.task.fingerprint, "model": bench.learner.revision}
     with ExitStack() as stack:
-        stack.enter_context(sole_writer(run_dir))
-        settings = config.fixed() | {"data": bench.task.fingerprint, "model": bench.learner.revision}
-        checkpoint = _earlier(config, settings)
-        with replacing(run_dir / "config.yaml") as partial:
-            OmegaConf.save(OmegaConf.structured(config), partial)
-        for name, text in (composed or {}).items():
-            (run_dir / ".hydra").mkdir(exist_ok=True)
-            (run_dir / ".hydra" / name).write_text(text, encoding="utf-8")
-        log = stack.enter_context(_log_file(run_dir / "run.log"))
-        logger.info("run folder: %s", run_dir)
-        tracker = open_tracker(
-            config.tracking,
-            run_dir,
-            Path(config.base.save_dir_root),
-            config.base.experiment_name,
-            config.base.run_name,
-        )
-        stack.push(lambda kind, *_: tracker.close(failed=kind is not None))
-        tracker.log_params(asdict(config))
+        record: RunTracker | None = None
+        checkpoint: Checkpoint | None = None
+        if processes.main:
+            stack.enter_context(sole_writer(Path(config.base.save_dir)))
+            checkpoint = _earlier(config, settings)
+            record = stack.enter_context(_recorded(config, composed or {}))
+        checkpoint = processes.broadcast(checkpoint)
+        tracker = record or NullTracker()
         training: dict[str, Any] = {"outer_steps": 0, "training_seconds": 0.0}
         if config.train.skip_train:
             tracker.rewind(0)
@@ -87,22 +82,59 @@ def distill(config: RunConfig, composed: Mapping[str, str] | None = None) -> Res
         scores = _score(config, bench, distilled)
         seconds = training["training_seconds"] + time.monotonic() - started
         results = bench.results(scores) | training | {"seconds": seconds}
-        distilled.save_pretrained(
-            run_dir / "distilled",
-            seed=config.base.seed,
-            versions=results["versions"],
-            config=asdict(config),
-            scores={name: s.to_dict() for name, s in scores.items()},
-            **training,
-        )
-        averages = {f"avg.{name}": s.mean for name, s in scores.items()}
-        deviations = {f"std.{name}": s.std for name, s in scores.items()}
-        tracker.log_metrics({**averages, **deviations}, training["outer_steps"])
-        write_results(run_dir / "results.json", results)
-        log.flush()
-        for path in _artifacts(config):
-            tracker.log_artifact(path)
+        if record is not None:
+            _keep(config, distilled, scores, training, results, record)
     return results
+
+
+@contextmanager
+def _recorded(config: RunConfig, composed: Mapping[str, str]) -> Iterator[RunTracker]:
+    """A block whose configuration, log, metrics and outcome go to the run folder and to MLflow."""
+    run_dir = Path(config.base.save_dir)
+    with replacing(run_dir / "config.yaml") as partial:
+        OmegaConf.save(OmegaConf.structured(config), partial)
+    for name, text in composed.items():
+        (run_dir / ".hydra").mkdir(exist_ok=True)
+        (run_dir / ".hydra" / name).write_text(text, encoding="utf-8")
+    with _log_file(run_dir / "run.log"):
+        logger.info("run folder: %s", run_dir)
+        base = config.base
+        tracker = open_tracker(
+            config.tracking, run_dir, Path(base.save_dir_root), base.experiment_name, base.run_name
+        )  # fmt: skip
+        tracker.log_params(asdict(config))
+        try:
+            yield tracker
+        except BaseException:
+            tracker.close(failed=True)
+            raise
+        tracker.close()
+
+
+def _keep(
+    config: RunConfig,
+    distilled: DistilledDataset,
+    scores: Mapping[str, Score],
+    training: Mapping[str, Any],
+    results: Results,
+    tracker: RunTracker,
+) -> None:
+    """Writes a finished run's set and results."""
+    run_dir = Path(config.base.save_dir)
+    distilled.save_pretrained(
+        run_dir / "distilled",
+        seed=config.base.seed,
+        versions=results["versions"],
+        config=asdict(config),
+        scores={name: s.to_dict() for name, s in scores.items()},
+        **training,
+    )
+    averages = {f"avg.{name}": s.mean for name, s in scores.items()}
+    deviations = {f"std.{name}": s.std for name, s in scores.items()}
+    tracker.log_metrics({**averages, **deviations}, training["outer_steps"])
+    write_results(run_dir / "results.json", results)
+    for path in _artifacts(config):
+        tracker.log_artifact(path)
 
 
 def resume(run_dir: str | Path) -> Results:
@@ -224,7 +256,7 @@ def finetune(distilled_dir: str | Path, output: str | Path, model: str | None = 
         raise ValueError(f"--output must be a new or empty folder, got {output}; choose another or empty it")
     name = model or str(distilled.card.model["name"])
     learner = Learner(ModelConfig(distilled.card.task, name), distilled.card.class_names)
-    learner.to(Accelerator().device)
+    learner.to(Processes().device)
     started = time.monotonic()
     tuned = distilled.finetune(learner, seed)
     seconds = time.monotonic() - started
@@ -319,15 +351,18 @@ class _Bench:
     def __init__(self, config: RunConfig) -> None:
         config.check()
         self.config = config
-        self.task: TextTask = load_task(config.data, config.base.seed)
+        processes = Processes()
+        with processes.main_first():
+            self.task: TextTask = load_task(config.data, config.base.seed)
         self.learner = Learner(config.model, self.task.class_names)
         if config.data.max_length > self.learner.max_positions:
             raise ValueError(
                 f"data.max_length must be at most the {self.learner.max_positions} positions of"
                 f" model.model_name={self.learner.name}, got {config.data.max_length}"
             )
-        self.splits: dict[str, TokenizedSplit] = tokenize(self.task, self.learner.tokenizer, config.data)
-        self.learner.to(Accelerator().device)
+        with processes.main_first():
+            self.splits: dict[str, TokenizedSplit] = tokenize(self.task, self.learner.tokenizer, config.data)
+        self.learner.to(processes.device)
 
     @property
     def card(self) -> Card:
@@ -477,14 +512,16 @@ def _score(config: RunConfig, bench: _Bench, distilled: DistilledDataset) -> dic
 
 
 def write_results(path: Path, results: Results) -> None:
-    """Writes JSON, whole or not at all."""
+    """Writes JSON, whole or not at all, in process 0."""
+    if not Processes().main:
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial:
         partial.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
 @contextmanager
-def _log_file(path: Path) -> Iterator[logging.Handler]:
+def _log_file(path: Path) -> Iterator[None]:
     """Copies the log, our part of it from INFO on, to a file for the length of a block."""
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] %(message)s"))
@@ -493,7 +530,7 @@ def _log_file(path: Path) -> Iterator[logging.Handler]:
     ours.setLevel(logging.INFO)
     logging.getLogger().addHandler(handler)
     try:
-        yield handler
+        yield
     finally:
         logging.getLogger().removeHandler(handler)
         ours.setLevel(level)

@@ -20,6 +20,7 @@ from yaml import YAMLError
 from textdistill.attention import AttentionLabelType
 from textdistill.distilled import DistilledDataConfig, LabelType, LearnerTrainConfig
 from textdistill.evaluation import EvaluateConfig
+from textdistill.hypergradient import Estimator, Trajectory
 from textdistill.learner import ModelConfig
 from textdistill.task import DataConfig
 from textdistill.tracking import Tracking, ensure_store, flatten
@@ -33,7 +34,7 @@ logger = logging.getLogger(__name__)
 CHANGEABLE = re.compile(
     r"base\.(?!seed$).*|tracking"
     r"|data\.(path|datasets_path|preprocessed_datasets_path|num_proc|force_preprocess)"
-    r"|train\.(resume|save_ckpt_dir|checkpoint_interval|log_interval|val_interval|val_steps)"
+    r"|train\.(resume|save_ckpt_dir|trajectory|checkpoint_interval|log_interval|val_interval|val_steps)"
 )
 
 
@@ -102,6 +103,8 @@ class RunConfig:
         follows = (None, train.lr_inputs_embeds)
         if distilled.attention_label_type is AttentionLabelType.none and train.lr_attention_labels not in follows:
             found.append(("train.lr_attention_labels", "distilled_data.attention_label_type=none"))
+        if train.estimator is Estimator.reverse and train.trajectory is not Trajectory.keep:
+            found.append((f"train.trajectory={train.trajectory}", "train.estimator=reverse"))
         if distilled.label_type is LabelType.hard and train.lr_labels not in follows:
             found.append(("train.lr_labels", "distilled_data.label_type=hard"))
         used = self.learner_train.train_step * self.learner_train.batch_size_per_label

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from operator import itemgetter
 from statistics import fmean
 from typing import Any
 
@@ -15,6 +16,7 @@ from tqdm import tqdm
 
 from textdistill.distilled import DistilledDataset
 from textdistill.learner import Learner, Params, autocast
+from textdistill.processes import Processes
 from textdistill.task import TokenizedSplit, sorted_batches
 
 
@@ -77,7 +79,7 @@ def score(
     bf16: bool = False,
     description: str = "evaluate",
 ) -> dict[str, Score]:
-    """Scores n trained learners on every row of a split.
+    """Scores n trained learners on every row of a split, each learner in one of the run's processes.
 
     Args:
         train: gives learner i.
@@ -95,16 +97,20 @@ def score(
 
     """
     batches = [(rows, _to(batch, learner.device)) for rows, batch in sorted_batches(split, batch_size)]
+    processes = Processes()
     results = []
-    for index in tqdm(range(n), desc=description, unit="learner", leave=False, dynamic_ncols=True, disable=None):
+    own = range(processes.rank, n, processes.count)
+    quiet = None if processes.main else True
+    for index in tqdm(own, desc=description, unit="learner", leave=False, dynamic_ncols=True, disable=quiet):
         params = train(index)
         logits = torch.empty(len(split), learner.num_labels)
         for rows, inputs in batches:
             with torch.no_grad(), autocast(learner.device, fp16, bf16):
                 output = learner(params, inputs).logits
             logits[torch.from_numpy(rows)] = output.float().cpu()
-        results.append(metrics(logits, split.labels, metric_names))
-    return {name: Score.of([result[name] for result in results]) for name in results[0]}
+        results.append((index, metrics(logits, split.labels, metric_names)))
+    in_order = [result for _, result in sorted(processes.gather(results), key=itemgetter(0))]
+    return {name: Score.of([result[name] for result in in_order]) for name in in_order[0]}
 
 
 def metrics(logits: torch.Tensor, labels: np.ndarray, names: Sequence[str]) -> dict[str, float]:

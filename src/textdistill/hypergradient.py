@@ -14,6 +14,7 @@ of DARTS (Liu et al., 2019, equation 8).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from typing import NamedTuple
@@ -40,6 +41,19 @@ class Estimator(StrEnum):
         return self is not Estimator.difference
 
 
+class Trajectory(StrEnum):
+    """Where ``difference`` and ``forward`` keep what the forward pass leaves for the backward one.
+
+    A step leaves its parameters and their gradient. ``keep``: both of every step on the device; ``offload``: in main
+    memory; ``checkpoint``: the parameters of every sqrt(T)-th step on the device, from which the steps between are
+    run again, a further gradient a step. All give the same result, bit for bit.
+    """
+
+    keep = "keep"
+    offload = "offload"
+    checkpoint = "checkpoint"
+
+
 class Hypergradient(NamedTuple):
     """The outer loss (a scalar without graph), and for each inner step the gradient by part.
 
@@ -58,6 +72,7 @@ def hypergradient(
     params: Params,
     batches: Sequence[InnerBatch],
     eps: float = 1e-3,
+    trajectory: Trajectory = Trajectory.keep,
 ) -> Hypergradient:
     """Fine-tunes ``params`` on ``batches`` and differentiates the outer loss of the result.
 
@@ -68,31 +83,64 @@ def hypergradient(
         params: the learner's initial parameters; not written to.
         batches: one a step, at least one.
         eps: length of the step, in the parameters' units, that ``difference`` takes along v.
+        trajectory: see there; ``reverse`` keeps the whole graph whatever it is.
 
     """
     batches = [_detached(batch) for batch in batches]
     if estimator is Estimator.reverse:
         return _reverse(inner_loss, outer_loss, params, batches)
-    # Forward: every step's parameters and first-order gradients are kept.
-    steps: list[tuple[Params, dict[str, Tensor], dict[str, Tensor]]] = []
-    for batch in batches:
-        grads, phi_grads = _inner_gradients(inner_loss, params, batch)
-        steps.append((params, grads, phi_grads))
-        params = descend(params, grads, batch.lr)
+    offload = trajectory is Trajectory.offload
+    size = math.isqrt(len(batches) - 1) + 1 if trajectory is Trajectory.checkpoint else len(batches)
+    segments = [batches[first : first + size] for first in range(0, len(batches), size)]
+    # Forward. Of a segment the parameters before it stay; of the last one, every step.
+    starts: list[Params] = []
+    for segment in segments:
+        starts.append(params)
+        steps, params = _run(inner_loss, params, segment, offload)
     loss, v = _outer_gradient(outer_loss, params)
     # Backward.
     parts: list[dict[str, Tensor]] = []
-    while steps:
-        batch, (params, grads, phi_grads) = batches[len(steps) - 1], steps.pop()
-        if estimator is Estimator.difference:
-            d_grads, d_phi = _difference(inner_loss, params, batch, v, grads, phi_grads, eps, bool(steps))
-        else:
-            d_grads, d_phi = _forward(inner_loss, params, batch, v)
-        part = {name: -batch.lr * derivative for name, derivative in d_phi.items()}
-        part["lr"] = -_dot(v, grads)
-        parts.append(part)
-        v = descend(v, d_grads, batch.lr)
+    while segments:
+        segment, start = segments.pop(), starts.pop()
+        if not steps:
+            steps, _ = _run(inner_loss, start, segment, offload)
+        while steps:
+            batch, (params, grads, phi_grads) = segment[len(steps) - 1], steps.pop()
+            if offload:
+                params, grads = _moved(params, loss.device), _moved(grads, loss.device)
+            if estimator is Estimator.difference:
+                of_params = bool(steps or segments)
+                d_grads, d_phi = _difference(inner_loss, params, batch, v, grads, phi_grads, eps, of_params)
+            else:
+                d_grads, d_phi = _forward(inner_loss, params, batch, v)
+            part = {name: -batch.lr * derivative for name, derivative in d_phi.items()}
+            part["lr"] = -_dot(v, grads)
+            parts.append(part)
+            v = descend(v, d_grads, batch.lr)
     return Hypergradient(loss, parts[::-1])
+
+
+# What an inner step leaves for the backward pass: its parameters, and its gradients for them and for x, y and a.
+_Step = tuple[Params, dict[str, Tensor], dict[str, Tensor]]
+
+
+def _run(
+    inner_loss: InnerLoss, params: Params, batches: Sequence[InnerBatch], offload: bool
+) -> tuple[list[_Step], Params]:
+    """Inner steps, and the parameters after them."""
+    steps = []
+    for batch in batches:
+        grads, phi_grads = _inner_gradients(inner_loss, params, batch)
+        after = descend(params, grads, batch.lr)
+        if offload:
+            params, grads = _moved(params, torch.device("cpu")), _moved(grads, torch.device("cpu"))
+        steps.append((params, grads, phi_grads))
+        params = after
+    return steps, params
+
+
+def _moved(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    return {name: tensor.to(device) for name, tensor in tensors.items()}
 
 
 def _difference(
@@ -108,8 +156,7 @@ def _difference(
     """D_v of both first-order gradients by a one-sided difference that re-uses the forward pass's gradients."""
     # If v vanishes, so do the differences below; the floor only keeps the division finite.
     step = eps / _dot(v, v).sqrt().clamp_min(1e-12)
-    shifted = {name: p + step * v[name] if name in v else p for name, p in params.items()}
-    shifted_grads, shifted_phi = _inner_gradients(inner_loss, shifted, batch, of_params)
+    shifted_grads, shifted_phi = _inner_gradients(inner_loss, descend(params, v, -step), batch, of_params)
     return (
         {name: (grad - grads[name]) / step for name, grad in shifted_grads.items()},
         {name: (grad - phi_grads[name]) / step for name, grad in shifted_phi.items()},

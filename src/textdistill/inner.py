@@ -102,7 +102,7 @@ def leaves(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def descend(params: Params, grads: Mapping[str, Tensor], lr: Tensor) -> Params:
     """``params - lr * grads`` as new tensors; a parameter without a gradient passes unchanged."""
-    return {name: p - lr * grads[name] if name in grads else p for name, p in params.items()}
+    return {name: p.addcmul(grads[name], lr, value=-1) if name in grads else p for name, p in params.items()}
 
 
 def inner_step(inner_loss: InnerLoss, params: Params, batch: InnerBatch, create_graph: bool = False) -> Params:

@@ -112,6 +112,13 @@ class Learner:
         for name in self.head:
             module_name = name.rpartition(".")[0]
             self._template.get_submodule(module_name).to_empty(device="cpu", recurse=False)
+        # Children before parents: some families (ModernBERT) draw a child's weights anew in its parent's turn. What
+        # holds nothing of the head draws on the meta device, which takes time but no numbers from the generator.
+        self._head_modules = [
+            module
+            for name, module in reversed(list(self._template.named_modules()))
+            if any(parameter.startswith(f"{name}." if name else "") for parameter in self.head)
+        ]
 
     @property
     def device(self) -> torch.device:
@@ -141,9 +148,7 @@ class Learner:
         """
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.default_generator.manual_seed(seed)
-            # Children before parents: some families (ModernBERT) draw a child's weights anew in its parent's turn.
-            # The body of the template is on the meta device, where drawing costs nothing.
-            for module in reversed(list(self._template.modules())):
+            for module in self._head_modules:
                 self._template._init_weights(module)
         drawn = {name: p.detach().clone() for name, p in self._template.named_parameters() if name in self.head}
         names = self.trainable if self.use_pretrained_model else [n for n, _ in self.model.named_parameters()]

@@ -652,7 +652,7 @@ def steps_per_epoch(split: TokenizedSplit, batch_size: int) -> int:
 
 
 def train_batches(
-    split: TokenizedSplit, batch_size: int, seed: int, epoch: int, start: int = 0
+    split: TokenizedSplit, batch_size: int, seed: int, epoch: int, start: int = 0, stride: int = 1
 ) -> Iterator[dict[str, torch.Tensor]]:
     """One epoch in random order, in batches of texts of similar length and with the pool's shares of the classes.
 
@@ -668,6 +668,7 @@ def train_batches(
         seed: the run's seed.
         epoch: decides the order, together with ``seed``.
         start: batches to leave out at the start of the epoch.
+        stride: of the rest, every how many-th to yield.
 
     """
     random = generator(seed, "order", epoch)
@@ -681,7 +682,7 @@ def train_batches(
         if _padding(split, grouped) > MAX_PADDING:
             grouped = _cut(members, split.lengths[members], batch_size)
         batches += grouped
-    for index in torch.randperm(steps, generator=random).tolist()[start:]:
+    for index in torch.randperm(steps, generator=random).tolist()[start::stride]:
         yield split.batch(batches[index])
 
 

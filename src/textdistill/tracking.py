@@ -58,6 +58,20 @@ class Tracker(Protocol):
         """Go on from a position of ``mark``, 0 for the start; what was recorded after it comes again."""
 
 
+class NullTracker:
+    """Records nothing: the tracker of a process that does not write."""
+
+    def log_metrics(self, metrics: Mapping[str, float | None], step: int) -> None:
+        """See ``Tracker``."""
+
+    def mark(self) -> int:
+        """See ``Tracker``."""
+        return 0
+
+    def rewind(self, mark: int) -> None:
+        """See ``Tracker``."""
+
+
 class JsonLines:
     """``metrics.jsonl`` of a run folder: ``{"step": ..., "time": ..., metric: ...}`` a line.
 

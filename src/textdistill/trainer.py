@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +22,10 @@ from transformers import get_scheduler
 
 from textdistill.checkpoint import CHECKPOINT_FILE, Checkpoint, Interrupted, Interrupts, RunState, save_checkpoint
 from textdistill.distilled import DistilledDataset, Init
-from textdistill.hypergradient import Estimator, hypergradient
+from textdistill.hypergradient import Estimator, Trajectory, hypergradient
 from textdistill.learner import Learner, Params, autocast
 from textdistill.losses import task_loss
+from textdistill.processes import Processes
 from textdistill.seeding import stream_seed
 from textdistill.task import TokenizedSplit, steps_per_epoch, train_batches
 from textdistill.tracking import Tracker
@@ -82,6 +85,9 @@ class TrainConfig:
     bf16: bool = False
     estimator: Estimator = Estimator.difference
     heads_per_step: int = 1
+    # Real batches that an outer step averages over, shared out to the processes. None: one a process.
+    batches_per_step: int | None = None
+    trajectory: Trajectory = Trajectory.keep
     checkpoint_interval: int = 50
     resume: bool = False
 
@@ -94,6 +100,7 @@ class TrainConfig:
             "val_steps",
             "n_eval_model",
             "heads_per_step",
+            "batches_per_step",
             "checkpoint_interval",
         ):
             value = getattr(self, key)
@@ -168,7 +175,7 @@ def fit(
         distilled: on the learner's device.
         learner: gives a fresh learner for every outer step.
         train: real rows.
-        batch_size: real rows an outer step.
+        batch_size: rows of a real batch.
         validate: scores the set; selection minimises its ``loss``.
         tracker: told the training loss, learned lr and optimiser rate, and every validation.
         config: see there.
@@ -185,7 +192,18 @@ def fit(
 
     """
     config.check()
-    epoch_steps = steps_per_epoch(train, batch_size)
+    processes = Processes()
+    batches_per_step = config.batches_per_step or processes.count
+    if batches_per_step % processes.count:
+        raise ValueError(
+            f"train.batches_per_step must be a multiple of the {processes.count} processes, got {batches_per_step}"
+        )
+    epoch_steps = steps_per_epoch(train, batch_size) // batches_per_step
+    if epoch_steps == 0:
+        raise ValueError(
+            f"train.batches_per_step must be at most the {steps_per_epoch(train, batch_size)} batches of"
+            f" data.train_batch_size={batch_size} rows in the training split, got {batches_per_step}"
+        )
     max_steps = config.epoch * epoch_steps
     if config.max_steps is not None:
         max_steps = min(max_steps, config.max_steps)
@@ -200,6 +218,11 @@ def fit(
     scaler = torch.amp.GradScaler(learner.device.type, enabled=config.fp16)
     state = RunState(distilled, optimizer, scheduler, scaler)
     started, saved_step = time.monotonic(), None
+
+    def keep_set(distilled: DistilledDataset, name: str, outer_steps: int) -> None:
+        if processes.main:
+            distilled.save_pretrained(folder / name, outer_steps=outer_steps)
+
     if checkpoint is not None:
         state.restore(checkpoint, folder / CHECKPOINT_FILE)
         saved_step = state.progress.step
@@ -208,7 +231,7 @@ def fit(
         if state.best:
             # The folder may hold a later set, or none: a set is replaced by two renames.
             best = DistilledDataset(state.best, distilled.config, distilled.train_config, distilled.card)
-            best.save_pretrained(folder / "best", outer_steps=state.progress.best_step)
+            keep_set(best, "best", state.progress.best_step)
         logger.info("going on from step %d/%d", saved_step, max_steps)
     progress = state.progress
     tracker.rewind(progress.mark)
@@ -219,7 +242,8 @@ def fit(
         progress.seconds += now - started
         started = now
         progress.mark = tracker.mark()
-        save_checkpoint(folder / CHECKPOINT_FILE, state.checkpoint(), settings or {})
+        if processes.main:
+            save_checkpoint(folder / CHECKPOINT_FILE, state.checkpoint(), settings or {})
         saved_step = progress.step
         progress.checkpoint_seconds += time.monotonic() - now
 
@@ -244,7 +268,7 @@ def fit(
         if not progress.best or scores["loss"] < progress.best["loss"]:
             progress.best_step, progress.best = progress.step, scores
             state.best = {name: tensor.detach().clone() for name, tensor in distilled.raw.items()}
-            distilled.save_pretrained(folder / "best", outer_steps=progress.step)
+            keep_set(distilled, "best", progress.step)
 
     def log() -> None:
         metrics: dict[str, float | None] = {"train_loss": sum(progress.losses) / len(progress.losses)}
@@ -257,16 +281,18 @@ def fit(
         progress.losses.clear()
         progress.clipped = 0
 
-    batches = _real_batches(train, batch_size, seed, progress.step)
+    batches = _real_batches(train, batch_size, seed, progress.step, batches_per_step, processes)
     bar = tqdm(
-        total=max_steps, initial=progress.step, desc="distil", unit="step", dynamic_ncols=True, disable=None
+        total=max_steps, initial=progress.step, desc="distil", unit="step", dynamic_ncols=True,
+        disable=None if processes.main else True,
     )  # fmt: skip
     with Interrupts() as interrupts, bar, logging_redirect_tqdm():
         try:
             while True:
                 due = progress.step % val_interval == 0 or progress.step == max_steps
                 if due and progress.validated < progress.step:
-                    with interrupts.at_once():
+                    # Alone in a validation, a process would leave the others waiting.
+                    with interrupts.at_once() if processes.count == 1 else nullcontext():
                         scores = dict(validate(distilled))
                     keep_if_best(scores)
                 if saved_step != progress.step and (
@@ -275,7 +301,8 @@ def fit(
                     save()
                 if progress.step == max_steps:
                     break
-                interrupts.raise_noted()
+                if processes.any(interrupts.noted):
+                    interrupts.stop()
                 seed_of_step = stream_seed(seed, "outer", progress.step + 1)
                 loss, accuracy, grad_norm = outer_step(
                     distilled, learner, next(batches), optimizer, scaler, config, seed_of_step
@@ -297,10 +324,10 @@ def fit(
             if not error.whole:
                 raise Interrupted(error.signum, f"interrupted twice; {kept()}") from error
             save()
-            distilled.save_pretrained(folder / "last", outer_steps=progress.step)
+            keep_set(distilled, "last", progress.step)
             place = f"at step {progress.step}/{max_steps}; the state is in {folder / CHECKPOINT_FILE}"
             raise Interrupted(error.signum, f"interrupted {place}") from error
-    distilled.save_pretrained(folder / "last", outer_steps=progress.step)
+    keep_set(distilled, "last", progress.step)
     with torch.no_grad():
         for name, tensor in distilled.raw.items():
             tensor.copy_(state.best[name])
@@ -313,52 +340,69 @@ def fit(
 def outer_step(
     distilled: DistilledDataset,
     learner: Learner,
-    batch: Mapping[str, Tensor],
+    batches: Sequence[Mapping[str, Tensor]],
     optimizer: Optimizer,
     scaler: torch.amp.GradScaler,
     config: TrainConfig,
     seed: int,
 ) -> tuple[float, float, float]:
-    """One update of the distilled set from one real batch and ``config.heads_per_step`` fresh learners.
+    """One update of the distilled set: the mean hypergradient over all processes, their real batches, and heads.
 
     Where the loss or the hypergradient is not finite, the set stays as it was.
 
+    Args:
+        distilled: moved in place.
+        learner: gives ``config.heads_per_step`` fresh learners for every batch.
+        batches: real ones of this process, at least one; equally many in every process.
+        optimizer: moves the set.
+        scaler: of float16 gradients.
+        config: estimator, number of heads, clipping.
+        seed: the step's; learner h of batch i of process r has the head of number (i * processes + r) * heads + h.
+
     Returns:
-        Mean outer loss and accuracy of the fine-tuned learners on the batch, and the norm of the hypergradient
-        before clipping.
+        Mean outer loss and accuracy of the fine-tuned learners on their batches, and the norm of the mean
+        hypergradient before clipping.
 
     """
+    processes = Processes()
     inner_loss = distilled.inner_loss(learner, config.estimator.exact)
-    inputs = {name: tensor.to(learner.device) for name, tensor in batch.items()}
-    labels = inputs.pop("labels")
-    hits = 0.0
+    # Loss and accuracy, then the hypergradient by part.
+    totals = {"scores": torch.zeros(2, dtype=learner.dtype, device=learner.device)}
+    for index, batch in enumerate(batches):
+        inputs = {name: tensor.to(learner.device, non_blocking=True) for name, tensor in batch.items()}
+        labels = inputs.pop("labels")
 
-    def outer_loss(params: Params) -> Tensor:
-        nonlocal hits
-        with autocast(learner.device, config.fp16, config.bf16):
-            logits = learner(params, inputs).logits
-        hits += (logits.detach().argmax(-1) == labels).float().mean().item()
-        loss: Tensor = scaler.scale(task_loss(logits.to(learner.dtype), labels))
-        return loss
+        def outer_loss(params: Params, inputs: Mapping[str, Tensor] = inputs, labels: Tensor = labels) -> Tensor:
+            with autocast(learner.device, config.fp16, config.bf16):
+                logits = learner(params, inputs).logits
+            loss = task_loss(logits.to(learner.dtype), labels)
+            accuracy = (logits.detach().argmax(-1) == labels).to(learner.dtype).mean()
+            totals["scores"] += torch.stack([loss.detach(), accuracy])
+            scaled: Tensor = scaler.scale(loss)
+            return scaled
 
-    total_loss = 0.0
-    grads: dict[str, Tensor] = {}
-    for head in range(config.heads_per_step):
-        batches = distilled.batches(stream_seed(seed, "inner", head))
-        params = learner.fresh_params(stream_seed(seed, "head", head))
-        loss, parts = hypergradient(config.estimator, inner_loss, outer_loss, params, batches)
-        total_loss += loss.item() / scaler.get_scale()
-        for name, grad in distilled.pull_back(batches, parts).items():
-            grads[name] = grads.get(name, 0) + grad / config.heads_per_step
-    for name, grad in grads.items():
-        distilled.raw[name].grad = grad
+        for head in range(config.heads_per_step):
+            number = (index * processes.count + processes.rank) * config.heads_per_step + head
+            inner_batches = distilled.batches(stream_seed(seed, "inner", number))
+            params = learner.fresh_params(stream_seed(seed, "head", number))
+            _, parts = hypergradient(
+                config.estimator, inner_loss, outer_loss, params, inner_batches, trajectory=config.trajectory
+            )
+            for name, grad in distilled.pull_back(inner_batches, parts).items():
+                totals[name] = totals[name] + grad if name in totals else grad
+    count = len(batches) * processes.count * config.heads_per_step
+    scores, *grads = (total / count for total in processes.sum(list(totals.values())))
+    moved = [distilled.raw[name] for name in list(totals)[1:]]
+    for tensor, grad in zip(moved, grads, strict=True):
+        tensor.grad = grad
     scaler.unscale_(optimizer)
-    max_norm = math.inf if config.max_grad_norm is None else config.max_grad_norm
-    norm = torch.nn.utils.clip_grad_norm_([distilled.raw[name] for name in grads], max_norm).item()
-    if math.isfinite(total_loss) and math.isfinite(norm):
+    norm = torch.nn.utils.clip_grad_norm_(moved, math.inf if config.max_grad_norm is None else config.max_grad_norm)
+    # The step's one wait for the device.
+    loss, accuracy, grad_norm = torch.cat([scores, norm[None]]).tolist()
+    if math.isfinite(loss) and math.isfinite(grad_norm):
         scaler.step(optimizer)
     scaler.update()
-    return total_loss / config.heads_per_step, hits / config.heads_per_step, norm
+    return loss, accuracy, grad_norm
 
 
 def make_optimizer(distilled: DistilledDataset, config: TrainConfig) -> Optimizer:
@@ -386,11 +430,17 @@ def make_optimizer(distilled: DistilledDataset, config: TrainConfig) -> Optimize
     return SGD(groups, momentum=0.9 if config.optimizer_type is OptimizerType.momentum else 0.0)
 
 
-def _real_batches(train: TokenizedSplit, batch_size: int, seed: int, start: int) -> Iterator[dict[str, Tensor]]:
-    """The batches of all outer steps after the first ``start``, epoch after epoch."""
-    epoch, first = divmod(start, steps_per_epoch(train, batch_size))
+def _real_batches(
+    train: TokenizedSplit, batch_size: int, seed: int, start: int, batches_per_step: int, processes: Processes
+) -> Iterator[list[dict[str, Tensor]]]:
+    """Batches of one process for all outer steps after the first ``start``, epoch after epoch."""
+    epoch_steps = steps_per_epoch(train, batch_size) // batches_per_step
+    epoch, first = divmod(start, epoch_steps)
     while True:
-        yield from train_batches(train, batch_size, seed, epoch, first)
+        skipped = first * batches_per_step + processes.rank
+        own = train_batches(train, batch_size, seed, epoch, skipped, processes.count)
+        for _ in range(first, epoch_steps):
+            yield list(islice(own, batches_per_step // processes.count))
         epoch, first = epoch + 1, 0
 
 
