@@ -1,102 +1,82 @@
-"""Time and peak memory of one outer step: ``difference`` against ``reverse``.
+"""Time and peak memory of one outer step by estimator; ``reverse``, unrolling, is what the others are measured against.
 
-    python -m benchmarks.outer_step [--seq-length 512] [--attention cls] [--steps 1] [--repeats 5]
+    python -m benchmarks.outer_step [--seq-length 512 ...] [--attention cls ...] [--inner-steps 1 ...]
 
-MiniLM-L6, one sample for each of 4 classes, a real batch of 32 texts of 96 tokens, as in AG News. The
-estimators are measured alternately, each time in a process of its own, whose idle memory (model loaded,
-nothing computed) is subtracted from its peak.
+One sample for each of the 4 classes of AG News, a real batch of made-up texts of 96 tokens without padding. ``reverse``
+is our own, freed of the waste of the reference's recipe: the real batch goes through fused attention, and word
+embeddings get no gradient.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import resource
-import statistics
-import subprocess
-import sys
-import time
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from itertools import product
+from pathlib import Path
 
-import torch
-import transformers
-
+from benchmarks.measure import Row, alternate, arguments, median, observe, ratio
+from benchmarks.report import record
+from benchmarks.workload import CLASS_NAMES, OurStep, configure, made_up_batch, noise_set
 from textdistill.attention import AttentionLabelType
-from textdistill.distilled import Card, DistilledDataConfig, DistilledDataset, Init, LabelType, LearnerTrainConfig
 from textdistill.hypergradient import Estimator
-from textdistill.learner import Learner, ModelConfig
-from textdistill.seeding import generator
-from textdistill.trainer import TrainConfig, make_optimizer, outer_step
+from textdistill.learner import Learner
 
-CLASSES = ("World", "Sports", "Business", "Sci/Tech")
-
-
-def measure(estimator: str, seq_length: int, attention: str, steps: int) -> dict[str, float]:
-    """Seconds of the fastest of three outer steps after a first one, and peak memory in MB above idle."""
-    transformers.logging.set_verbosity_error()
-    learner = Learner(ModelConfig("ag_news", "minilm-l6"), CLASSES)
-    config = DistilledDataConfig(
-        attention_label_type=AttentionLabelType(attention),
-        seq_length=seq_length,
-        label_type=LabelType.unrestricted,
-        init=Init.noise,
-    )
-    # Noise needs no training texts.
-    train_split = None
-    distilled = DistilledDataset.create(
-        config, LearnerTrainConfig(train_step=steps), Card("ag_news", CLASSES, {}), learner, train_split, 0
-    )
-    random = generator(0, "benchmark")
-    batch = {
-        "input_ids": torch.randint(1000, 30000, (32, 96), generator=random),
-        "attention_mask": torch.ones(32, 96, dtype=torch.int64),
-        "token_type_ids": torch.zeros(32, 96, dtype=torch.int64),
-        "labels": torch.randint(0, len(CLASSES), (32,), generator=random),
-    }
-    train_config = TrainConfig(estimator=Estimator(estimator))
-    optimizer = make_optimizer(distilled, train_config)
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    idle = _resident()
-    seconds = []
-    for seed in range(4):
-        started = time.perf_counter()
-        outer_step(distilled, learner, [batch], optimizer, scaler, train_config, seed)
-        seconds.append(time.perf_counter() - started)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"seconds": min(seconds[1:]), "megabytes": peak - idle}
+KEY = ("model", "seq_length", "attention", "inner_steps", "estimator")
+TOKENS = 96  # a real text; AG News is seldom longer
+STEPS = 3  # the fastest counts: all do the same work
 
 
-def _resident() -> float:
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * resource.getpagesize() / 2**20
+def measured(model: str, tokens: int, overrides: Sequence[str]) -> Row:
+    """Seconds of an outer step, and its peak memory in MB above the idle process."""
+    config = configure(model, *overrides)
+    learner = Learner(config.model, CLASS_NAMES)
+    step = OurStep(config, learner, noise_set(config, learner))
+    batch = made_up_batch(config, learner, tokens)
+    seconds, peak = observe(lambda index: step(batch, index), STEPS)
+    return {"seconds": min(seconds), "peak_mb": peak}
 
 
-def main() -> None:
-    """Prints a JSON line a measurement, then the medians and their ratios."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seq-length", type=int, default=512)
-    parser.add_argument("--attention", choices=list(AttentionLabelType), default="cls")
-    parser.add_argument("--steps", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--measure", help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.measure:
-        print(json.dumps(measure(given.measure, given.seq_length, given.attention, given.steps)))
-        return
-    command = [sys.executable, "-m", "benchmarks.outer_step", *sys.argv[1:], "--measure"]
-    found: dict[str, list[dict[str, float]]] = {"difference": [], "reverse": []}
-    for _ in range(given.repeats):
+def rows(given: Namespace) -> Iterator[Row]:
+    """One a setting and estimator."""
+    for seq_length, attention, inner_steps in product(given.seq_length, given.attention, given.inner_steps):
+        overrides = [
+            f"distilled_data.seq_length={seq_length}",
+            f"distilled_data.attention_label_type={attention}",
+            f"learner_train.train_step={inner_steps}",
+        ]
+        # A further setting of the step, such as where the parameters of past steps are kept, goes here and in KEY.
+        variants = {e: (given.model, given.tokens, [*overrides, f"train.estimator={e}"]) for e in given.estimator}
+        found = alternate(measured, variants, given.repeats)
         for estimator, results in found.items():
-            done = subprocess.run([*command, estimator], check=True, capture_output=True, text=True)
-            results.append(json.loads(done.stdout))
-            print(json.dumps({"estimator": estimator, **results[-1]}), flush=True)
-    for key in ("seconds", "megabytes"):
-        ours, theirs = (statistics.median(r[key] for r in results) for results in found.values())
-        pairs = zip(found["reverse"], found["difference"], strict=True)
-        ratios = sorted(r[key] / d[key] for r, d in pairs)
-        print(
-            f"{key}: difference {ours:.2f}, reverse {theirs:.2f}, ratio {theirs / ours:.2f}"
-            f" (pairs {ratios[0]:.2f} to {ratios[-1]:.2f})"
-        )
+            time_ratio, spread = ratio(found[Estimator.reverse], results, "seconds")
+            yield {
+                "model": Path(given.model).name,
+                "seq_length": seq_length,
+                "attention": attention,
+                "inner_steps": inner_steps,
+                "estimator": estimator,
+                "seconds": median(results, "seconds"),
+                "peak_mb": median(results, "peak_mb"),
+                "time_ratio": time_ratio,
+                "time_ratio_spread": spread,
+                "memory_ratio": ratio(results, found[Estimator.reverse], "peak_mb")[0],
+            }
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measures, writes JSON and the table."""
+    parser = arguments(__doc__)
+    parser.add_argument("--seq-length", type=int, nargs="+", default=[64, 128, 256, 512])
+    parser.add_argument("--attention", nargs="+", choices=list(AttentionLabelType), default=list(AttentionLabelType))
+    parser.add_argument("--inner-steps", type=int, nargs="+", default=[1, 3, 5, 8])
+    parser.add_argument("--estimator", nargs="+", choices=list(Estimator), default=list(Estimator))
+    given = parser.parse_args(argv)
+    given.estimator = sorted({Estimator.reverse, *given.estimator})
+    given.tokens = TOKENS
+    if given.quick:
+        given.seq_length, given.attention, given.inner_steps = [16], [AttentionLabelType.cls], [2]
+        given.tokens, given.repeats = 16, 1
+    record("outer_step", given, KEY, rows(given))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,114 @@
+"""One outer step on real AG News batches: our defaults against the reference's recipe, at equal seq_length.
+
+    python -m benchmarks.recipe [--seq-length 512 128 64] [--data DIR]
+
+Rows are drawn once. Both sides take the same rows in as many batches: ours cut and grouped as the outer loop does it,
+the reference's in random order, each padded to its longest text (``reference_recipe``). Goal: at least 3.5 times as
+fast at 512 positions, twice at 128 and 64.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+import torch
+
+from benchmarks.measure import Row, alternate, arguments, fresh, median, observe, ratio
+from benchmarks.reference_recipe import ReferenceStep, configure_reference, padded_batch
+from benchmarks.report import record
+from benchmarks.workload import CLASS_NAMES, OurStep, configure, noise_set, real_splits
+from textdistill.learner import Learner
+from textdistill.seeding import generator
+from textdistill.task import TokenizedSplit, train_batches
+
+KEY = ("model", "seq_length", "recipe")
+BATCHES = 8
+
+
+def draw(model: str, data: str, count: int, file: str) -> Row:
+    """Writes ``count`` batches a recipe, of the same rows, and returns the shares of padding."""
+    batches = {}
+    for recipe, configured in (("ours", configure), ("reference", configure_reference)):
+        config = configured(model, f"data.path={data}", "data.preprocessed_datasets_path=null")
+        learner = Learner(config.model, CLASS_NAMES)
+        config.data.max_length = min(config.data.max_length, learner.max_positions)
+        split = real_splits(config, learner)["train"]
+        size = config.data.train_batch_size
+        rows = torch.randperm(len(split), generator=generator(config.base.seed, "benchmark"))[: count * size]
+        if recipe == "ours":
+            batches[recipe] = list(train_batches(_part(split, rows.numpy()), size, config.base.seed, epoch=0))
+        else:
+            batches[recipe] = [padded_batch(split, part) for part in rows.split(size)]
+    torch.save(batches, file)
+    masks = {recipe: [batch["attention_mask"] for batch in given] for recipe, given in batches.items()}
+    return {name: 1 - sum(int(m.sum()) for m in given) / sum(m.numel() for m in given) for name, given in masks.items()}
+
+
+def _part(split: TokenizedSplit, rows: np.ndarray) -> TokenizedSplit:
+    tokens = np.concatenate([np.arange(split.offsets[row], split.offsets[row + 1]) for row in rows])
+    return TokenizedSplit(
+        ids=split.ids[tokens],
+        offsets=np.cumsum([0, *split.lengths[rows]]),
+        token_types=None if split.token_types is None else split.token_types[tokens],
+        labels=split.labels[rows],
+        pad_token_id=split.pad_token_id,
+    )
+
+
+def measured(model: str, recipe: str, seq_length: int, file: str) -> Row:
+    """Mean seconds of an outer step over the drawn batches, and peak memory in MB above the idle process."""
+    batches = torch.load(file)[recipe]
+    config = (configure if recipe == "ours" else configure_reference)(model, f"distilled_data.seq_length={seq_length}")
+    learner = Learner(config.model, CLASS_NAMES)
+    distilled = noise_set(config, learner)
+    if recipe == "ours":
+        step = OurStep(config, learner, distilled)
+    else:
+        step = ReferenceStep(learner, distilled, config.train, config.base.seed, max_steps=2 * len(batches))
+        del learner
+    seconds, peak = observe(lambda index: step(batches[index], index), len(batches))
+    return {"seconds": fmean(seconds), "peak_mb": peak}
+
+
+def rows(given: Namespace) -> Iterator[Row]:
+    """One a seq_length and recipe."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = str(Path(folder, "batches.pt"))
+        padding = fresh(draw, given.model, str(given.data.resolve()), given.batches, file)
+        assert padding is not None
+        for seq_length in given.seq_length:
+            variants = {recipe: (given.model, recipe, seq_length, file) for recipe in ("ours", "reference")}
+            found = alternate(measured, variants, given.repeats)
+            for recipe, results in found.items():
+                time_ratio, spread = ratio(found["reference"], results, "seconds")
+                yield {
+                    "model": Path(given.model).name,
+                    "seq_length": seq_length,
+                    "recipe": recipe,
+                    "padding": padding[recipe],
+                    "seconds": median(results, "seconds"),
+                    "peak_mb": median(results, "peak_mb"),
+                    "time_ratio": time_ratio,
+                    "time_ratio_spread": spread,
+                    "memory_ratio": ratio(results, found["reference"], "peak_mb")[0],
+                }
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measures, writes JSON and the table."""
+    parser = arguments(__doc__, data=True)
+    parser.add_argument("--seq-length", type=int, nargs="+", default=[512, 128, 64])
+    parser.add_argument("--batches", type=int, default=BATCHES, help="outer steps a measurement (default: %(default)s)")
+    given = parser.parse_args(argv)
+    if given.quick:
+        given.seq_length, given.batches, given.repeats = [16], 2, 1
+    record("recipe", given, KEY, rows(given))
+
+
+if __name__ == "__main__":
+    main()

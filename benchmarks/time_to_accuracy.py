@@ -1,0 +1,224 @@
+"""AG News to a validation accuracy of 0.80: our defaults against the reference's recipe.
+
+    python -m benchmarks.time_to_accuracy [--data DIR] [--rates LR_INPUTS_EMBEDS LR_INIT]
+
+Both train one sample per class with attention labels cls and unrestricted labels on the same split, with schedules of
+the same length, validated every few outer steps on the same rows with the same heads; validation does not count as
+time. Ours is ``fit`` with our defaults, checkpoints included. The reference (``reference_recipe``) has its own 512
+positions and the best rates of the sweep in its README: those given, or those with the lowest validation loss after
+short trials on the same schedule. It is stopped at 8 times our seconds; the ratio is then a lower bound. Each round
+has a seed of its own.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice, product
+from pathlib import Path
+
+from benchmarks.measure import Row, arguments, fresh, median, ratio
+from benchmarks.reference_recipe import ReferenceStep, configure_reference, random_batches
+from benchmarks.report import record
+from benchmarks.workload import CLASS_NAMES, configure, noise_set, real_splits
+from textdistill.config import RunConfig
+from textdistill.distilled import Card, DistilledDataset
+from textdistill.evaluation import score, trained_on
+from textdistill.learner import Learner
+from textdistill.task import TokenizedSplit
+from textdistill.tracking import RunTracker
+from textdistill.trainer import fit
+
+KEY = ("model", "recipe", "lr_inputs_embeds", "lr_init")
+SWEEP = ((0.1, 0.01, 0.001), (0.01, 0.1))  # lr_inputs_embeds, lr_init: the command in the reference's README
+STOP_AT = 8.0  # times our seconds
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What both sides share."""
+
+    model: str
+    data: str
+    cache: str
+    max_steps: int
+    val_steps: int
+    goal: float
+    overrides: tuple[str, ...] = ()
+
+    def common(self, seed: int) -> list[str]:
+        """Overrides of the configuration."""
+        paths = [f"data.path={self.data}", f"data.preprocessed_datasets_path={self.cache}", f"base.seed={seed}"]
+        return [*paths, f"train.max_steps={self.max_steps}", f"train.val_steps={self.val_steps}", *self.overrides]
+
+    def reference(self, seed: int, lr_inputs_embeds: float, lr_init: float) -> RunConfig:
+        """The reference's configuration."""
+        rates = (f"train.lr_inputs_embeds={lr_inputs_embeds}", f"distilled_data.lr_init={lr_init}")
+        return configure_reference(self.model, *rates, *self.common(seed))
+
+
+class Reached(Exception):
+    """The accuracy is there: leaves the outer loop."""
+
+
+class Clock:
+    """Scores sets on the validation rows, with the same heads every time, and stands still meanwhile."""
+
+    def __init__(self, config: RunConfig, learner: Learner, split: TokenizedSplit, heads: int) -> None:
+        self.config, self.learner, self.split, self.heads = config, learner, split, heads
+        self.seconds, self.validations, self.scores = 0.0, 0, {"loss": math.inf, "accuracy": 0.0}
+        self._resumed = time.perf_counter()
+
+    def running(self) -> float:
+        """Seconds since the first validation, those of validations left out."""
+        return self.seconds + time.perf_counter() - self._resumed
+
+    def __call__(self, distilled: DistilledDataset) -> dict[str, float]:
+        """Mean metrics over the heads."""
+        self.seconds = self.running() if self.validations else 0.0
+        train = trained_on(distilled, self.learner, self.config.base.seed, "validation")
+        scores = score(train, self.learner, self.split, ("accuracy",), self.heads, self.config.data.valid_batch_size)
+        self.scores = {name: value.mean for name, value in scores.items()}
+        self.validations += 1
+        self._resumed = time.perf_counter()
+        return self.scores
+
+
+def prepared(config: RunConfig) -> tuple[Learner, dict[str, TokenizedSplit], int]:
+    """The learner, the splits, and how many heads validate: ours on both sides."""
+    learner = Learner(config.model, CLASS_NAMES)
+    config.data.max_length = min(config.data.max_length, learner.max_positions)
+    return learner, real_splits(config, learner), configure(config.model.model_name).train.n_eval_model
+
+
+def ours(setting: Setting, seed: int) -> Row:
+    """Our seconds to the goal."""
+    config = configure(setting.model, *setting.common(seed))
+    learner, splits, heads = prepared(config)
+    card = Card(config.data.task_name, CLASS_NAMES, {})
+    distilled = DistilledDataset.create(
+        config.distilled_data, config.learner_train, card, learner, splits["train"], seed
+    )
+    clock = Clock(config, learner, splits["validation"], heads)
+
+    def validate(candidate: DistilledDataset) -> dict[str, float]:
+        scores = clock(candidate)
+        if clock.validations > 1 and scores["accuracy"] >= setting.goal:
+            raise Reached
+        return scores
+
+    reached = False
+    with tempfile.TemporaryDirectory() as folder:
+        config.train.save_ckpt_dir = str(Path(folder, "checkpoints"))
+        size, tracker = config.data.train_batch_size, RunTracker(Path(folder), None)
+        try:
+            fit(distilled, learner, splits["train"], size, validate, tracker, config.train, seed)
+        except Reached:
+            reached = True
+    steps = min((clock.validations - 1) * setting.val_steps, setting.max_steps)
+    return {"seconds": clock.seconds, "outer_steps": steps, "reached": reached, **clock.scores}
+
+
+def reference(setting: Setting, seed: int, lr_inputs_embeds: float, lr_init: float, limit: float) -> Row:
+    """The reference's seconds to the goal, or those at which ``limit`` stopped it."""
+    config = setting.reference(seed, lr_inputs_embeds, lr_init)
+    learner, splits, heads = prepared(config)
+    distilled = noise_set(config, learner)
+    step = ReferenceStep(learner, distilled, config.train, seed, setting.max_steps)
+    clock = Clock(config, learner, splits["validation"], heads)
+    clock(distilled)
+    batches = random_batches(splits["train"], config.data.train_batch_size, seed)
+    for done, batch in enumerate(islice(batches, setting.max_steps), start=1):
+        step(batch, done)
+        late = clock.running() >= limit
+        due = late or done % setting.val_steps == 0 or done == setting.max_steps
+        if due and (clock(distilled)["accuracy"] >= setting.goal or late):
+            break
+    reached = clock.scores["accuracy"] >= setting.goal
+    return {"seconds": clock.seconds, "outer_steps": done, "reached": reached, **clock.scores}
+
+
+def trials(setting: Setting, seed: int, steps: int) -> Row:
+    """The rates of the sweep with the lowest validation loss after ``steps`` outer steps, and every trial."""
+    found = []
+    for lr_inputs_embeds, lr_init in product(*SWEEP):
+        config = setting.reference(seed, lr_inputs_embeds, lr_init)
+        learner, splits, heads = prepared(config)
+        distilled = noise_set(config, learner)
+        step = ReferenceStep(learner, distilled, config.train, seed, setting.max_steps)
+        batches = random_batches(splits["train"], config.data.train_batch_size, seed)
+        for done, batch in enumerate(islice(batches, steps), start=1):
+            step(batch, done)
+        scores = Clock(config, learner, splits["validation"], heads)(distilled)
+        found.append({"lr_inputs_embeds": lr_inputs_embeds, "lr_init": lr_init, **scores})
+    return {"trials": sorted(found, key=lambda trial: math.inf if math.isnan(trial["loss"]) else trial["loss"])}
+
+
+def rows(given: Namespace) -> Iterator[Row]:
+    """The trials, then one a side."""
+    with tempfile.TemporaryDirectory() as cache:
+        setting = Setting(
+            given.model,
+            str(given.data.resolve()),
+            cache,
+            given.max_steps,
+            given.val_steps,
+            given.goal,
+            tuple(given.overrides),
+        )
+        config = configure(given.model)
+        first, model = config.base.seed, Path(given.model).name
+        if given.rates is None:
+            tried = fresh(trials, setting, first, given.trial_steps)
+            assert tried is not None
+            for trial in tried["trials"]:
+                yield _row({"model": model, "recipe": "reference, trial", "outer_steps": given.trial_steps, **trial})
+            given.rates = [tried["trials"][0][key] for key in KEY[2:]]
+        found: dict[str, list[Row | None]] = {"ours": [], "reference": []}
+        for seed in range(first, first + given.repeats):
+            result = fresh(ours, setting, seed)
+            if result is None or not result["reached"]:
+                raise RuntimeError(
+                    f"ours must reach --goal={given.goal} within --max-steps={given.max_steps}: {result}"
+                )
+            found["ours"].append(result)
+            found["reference"].append(fresh(reference, setting, seed, *given.rates, STOP_AT * result["seconds"]))
+    rates = {"ours": (config.train.lr_inputs_embeds, config.distilled_data.lr_init), "reference": given.rates}
+    for recipe, results in found.items():
+        time_ratio, spread = ratio(found["reference"], results, "seconds")
+        measured = {key: median(results, key) for key in ("outer_steps", "seconds", "loss", "accuracy")}
+        stopped = sum(not r["reached"] for r in results if r)
+        yield _row(
+            dict(zip(KEY, (model, recipe, *rates[recipe]), strict=True))
+            | measured
+            | {"stopped": stopped, "time_ratio": time_ratio, "time_ratio_spread": spread}
+        )
+
+
+def _row(values: Row) -> Row:
+    measured = ("outer_steps", "seconds", "loss", "accuracy", "stopped", "time_ratio", "time_ratio_spread")
+    return {key: values.get(key) for key in (*KEY, *measured)}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measures, writes JSON and the table."""
+    parser = arguments(__doc__, data=True)
+    parser.add_argument("--goal", type=float, default=0.80, help="validation accuracy (default: %(default)s)")
+    parser.add_argument("--max-steps", type=int, default=320, help="length of the schedules (default: %(default)s)")
+    parser.add_argument("--val-steps", type=int, default=10, help="outer steps a validation (default: %(default)s)")
+    parser.add_argument("--rates", type=float, nargs=2, metavar=("LR_INPUTS_EMBEDS", "LR_INIT"), help="no trials")
+    parser.add_argument("--trial-steps", type=int, default=40, help="outer steps a trial (default: %(default)s)")
+    given = parser.parse_args(argv)
+    given.overrides = []
+    if given.quick:
+        given.goal, given.max_steps, given.val_steps, given.trial_steps, given.repeats = 0.0, 2, 1, 1, 1
+        given.overrides = ["distilled_data.seq_length=16"]
+    record("time_to_accuracy", given, KEY, rows(given))
+
+
+if __name__ == "__main__":
+    main()

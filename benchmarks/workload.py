@@ -1,0 +1,68 @@
+"""What is measured: our outer step in the configuration of the README's command, on made-up or real batches."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+import transformers
+from torch import Tensor
+
+from textdistill.config import RunConfig, compose
+from textdistill.distilled import Card, DistilledDataset, Init
+from textdistill.learner import Learner
+from textdistill.seeding import generator, stream_seed
+from textdistill.task import TASKS, TokenizedSplit, load_task, tokenize
+from textdistill.trainer import make_optimizer, outer_step
+
+CLASS_NAMES = TASKS["ag_news"].class_names
+README = ("distilled_data.label_type=unrestricted", "distilled_data.attention_label_type=cls", "tracking=none")
+
+
+def configure(model: str, *overrides: str) -> RunConfig:
+    """Our defaults with the README's labels, then ``overrides``."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    logging.getLogger("textdistill").setLevel(logging.ERROR)
+    return compose(f"model.model_name={model}", *README, *overrides)
+
+
+def noise_set(config: RunConfig, learner: Learner) -> DistilledDataset:
+    """A distilled set that starts from noise and needs no texts: how it starts does not change the time of a step."""
+    shape = replace(config.distilled_data, init=Init.noise)
+    no_texts: TokenizedSplit = None  # type: ignore[assignment]
+    card = Card(config.data.task_name, CLASS_NAMES, {})
+    return DistilledDataset.create(shape, config.learner_train, card, learner, no_texts, config.base.seed)
+
+
+def made_up_batch(config: RunConfig, learner: Learner, tokens: int) -> dict[str, Tensor]:
+    """A real batch of random texts of equal length: no padding, so all arithmetic counts."""
+    random = generator(config.base.seed, "benchmark")
+    shape = (config.data.train_batch_size, tokens)
+    return {
+        "input_ids": torch.randint(learner.model.config.vocab_size, shape, generator=random),
+        "attention_mask": torch.ones(shape, dtype=torch.int64),
+        "token_type_ids": torch.zeros(shape, dtype=torch.int64),
+        "labels": torch.randint(len(CLASS_NAMES), shape[:1], generator=random),
+    }
+
+
+def real_splits(config: RunConfig, learner: Learner) -> dict[str, TokenizedSplit]:
+    """The tokenised splits of ``config.data``."""
+    return tokenize(load_task(config.data, config.base.seed), learner.tokenizer, config.data)
+
+
+class OurStep:
+    """Outer steps as the trainer takes them, without its schedule, validation and checkpoints."""
+
+    def __init__(self, config: RunConfig, learner: Learner, distilled: DistilledDataset) -> None:
+        self.config, self.learner, self.distilled = config, learner, distilled
+        self.optimizer = make_optimizer(distilled, config.train)
+        self.scaler = torch.amp.GradScaler(learner.device.type, enabled=config.train.fp16)
+
+    def __call__(self, batch: Mapping[str, Tensor], step: int) -> None:
+        """Outer step number ``step`` on a real batch."""
+        seed = stream_seed(self.config.base.seed, "outer", step)
+        outer_step(self.distilled, self.learner, [batch], self.optimizer, self.scaler, self.config.train, seed)
