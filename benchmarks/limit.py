@@ -68,7 +68,7 @@ class Matmuls(TorchDispatchMode):
     """Counts the matmuls made inside the block, by operation and operands."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.found: Counter[Matmul] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

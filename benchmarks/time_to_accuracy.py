@@ -48,6 +48,7 @@ class Setting:
     max_steps: int
     val_steps: int
     goal: float
+    heads: int
     overrides: tuple[str, ...] = ()
 
     def common(self, seed: int) -> list[str]:
@@ -68,8 +69,8 @@ class Reached(Exception):
 class Clock:
     """Scores sets on the validation rows, with the same heads every time, and stands still meanwhile."""
 
-    def __init__(self, config: RunConfig, learner: Learner, split: TokenizedSplit, heads: int) -> None:
-        self.config, self.learner, self.split, self.heads = config, learner, split, heads
+    def __init__(self, heads: int, config: RunConfig, learner: Learner, split: TokenizedSplit) -> None:
+        self.heads, self.config, self.learner, self.split = heads, config, learner, split
         self.seconds, self.validations, self.scores = 0.0, 0, {"loss": math.inf, "accuracy": 0.0}
         self._resumed = time.perf_counter()
 
@@ -88,22 +89,22 @@ class Clock:
         return self.scores
 
 
-def prepared(config: RunConfig) -> tuple[Learner, dict[str, TokenizedSplit], int]:
-    """The learner, the splits, and how many heads validate: ours on both sides."""
+def prepared(config: RunConfig) -> tuple[Learner, dict[str, TokenizedSplit]]:
+    """The learner and the splits."""
     learner = Learner(config.model, CLASS_NAMES)
     config.data.max_length = min(config.data.max_length, learner.max_positions)
-    return learner, real_splits(config, learner), configure(config.model.model_name).train.n_eval_model
+    return learner, real_splits(config, learner)
 
 
 def ours(setting: Setting, seed: int) -> Row:
     """Our seconds to the goal."""
     config = configure(setting.model, *setting.common(seed))
-    learner, splits, heads = prepared(config)
+    learner, splits = prepared(config)
     card = Card(config.data.task_name, CLASS_NAMES, {})
     distilled = DistilledDataset.create(
         config.distilled_data, config.learner_train, card, learner, splits["train"], seed
     )
-    clock = Clock(config, learner, splits["validation"], heads)
+    clock = Clock(setting.heads, config, learner, splits["validation"])
 
     def validate(candidate: DistilledDataset) -> dict[str, float]:
         scores = clock(candidate)
@@ -126,10 +127,10 @@ def ours(setting: Setting, seed: int) -> Row:
 def reference(setting: Setting, seed: int, lr_inputs_embeds: float, lr_init: float, limit: float) -> Row:
     """The reference's seconds to the goal, or those at which ``limit`` stopped it."""
     config = setting.reference(seed, lr_inputs_embeds, lr_init)
-    learner, splits, heads = prepared(config)
+    learner, splits = prepared(config)
     distilled = noise_set(config, learner)
     step = ReferenceStep(learner, distilled, config.train, seed, setting.max_steps)
-    clock = Clock(config, learner, splits["validation"], heads)
+    clock = Clock(setting.heads, config, learner, splits["validation"])
     clock(distilled)
     batches = random_batches(splits["train"], config.data.train_batch_size, seed)
     for done, batch in enumerate(islice(batches, setting.max_steps), start=1):
@@ -144,33 +145,34 @@ def reference(setting: Setting, seed: int, lr_inputs_embeds: float, lr_init: flo
 
 def trials(setting: Setting, seed: int, steps: int) -> Row:
     """The rates of the sweep with the lowest validation loss after ``steps`` outer steps, and every trial."""
-    found = []
-    for lr_inputs_embeds, lr_init in product(*SWEEP):
-        config = setting.reference(seed, lr_inputs_embeds, lr_init)
-        learner, splits, heads = prepared(config)
+    found: list[Row] = []
+    configs = [setting.reference(seed, *rates) for rates in product(*SWEEP)]
+    learner, splits = prepared(configs[0])
+    for config in configs:
         distilled = noise_set(config, learner)
         step = ReferenceStep(learner, distilled, config.train, seed, setting.max_steps)
         batches = random_batches(splits["train"], config.data.train_batch_size, seed)
         for done, batch in enumerate(islice(batches, steps), start=1):
             step(batch, done)
-        scores = Clock(config, learner, splits["validation"], heads)(distilled)
-        found.append({"lr_inputs_embeds": lr_inputs_embeds, "lr_init": lr_init, **scores})
+        rates = {"lr_inputs_embeds": config.train.lr_inputs_embeds, "lr_init": config.distilled_data.lr_init}
+        found.append(rates | Clock(setting.heads, config, learner, splits["validation"])(distilled))
     return {"trials": sorted(found, key=lambda trial: math.inf if math.isnan(trial["loss"]) else trial["loss"])}
 
 
 def rows(given: Namespace) -> Iterator[Row]:
     """The trials, then one a side."""
     with tempfile.TemporaryDirectory() as cache:
-        setting = Setting(
-            given.model,
-            str(given.data.resolve()),
-            cache,
-            given.max_steps,
-            given.val_steps,
-            given.goal,
-            tuple(given.overrides),
-        )
         config = configure(given.model)
+        setting = Setting(
+            model=given.model,
+            data=str(given.data.resolve()),
+            cache=cache,
+            max_steps=given.max_steps,
+            val_steps=given.val_steps,
+            goal=given.goal,
+            heads=1 if given.quick else config.train.n_eval_model,
+            overrides=("distilled_data.seq_length=16",) if given.quick else (),
+        )
         first, model = config.base.seed, Path(given.model).name
         if given.rates is None:
             tried = fresh(trials, setting, first, given.trial_steps)
@@ -213,10 +215,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--rates", type=float, nargs=2, metavar=("LR_INPUTS_EMBEDS", "LR_INIT"), help="no trials")
     parser.add_argument("--trial-steps", type=int, default=40, help="outer steps a trial (default: %(default)s)")
     given = parser.parse_args(argv)
-    given.overrides = []
     if given.quick:
         given.goal, given.max_steps, given.val_steps, given.trial_steps, given.repeats = 0.0, 2, 1, 1, 1
-        given.overrides = ["distilled_data.seq_length=16"]
     record("time_to_accuracy", given, KEY, rows(given))
 
 

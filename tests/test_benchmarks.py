@@ -15,6 +15,7 @@ from benchmarks.reference_recipe import ReferenceStep, configure_reference, padd
 from benchmarks.workload import CLASS_NAMES, OurStep, configure, made_up_batch, noise_set
 
 from conftest import CLASS_WORDS, FILLERS, toy_rows
+from textdistill.evaluation import Score
 from textdistill.hypergradient import Estimator, hypergradient
 from textdistill.inner import InnerBatch
 from textdistill.learner import Learner, Params
@@ -160,6 +161,13 @@ def test_counted_flops_are_those_of_the_closed_formula(tiny_bert: Path) -> None:
     )
     assert sum(limit.count_flops(lambda: step(batch, 0)).values()) == expected
 
+    # The reference: 3 units and twice 3 for the gradient of the gradient. Its attention is products of another kind.
+    config = configure_reference(str(tiny_bert), f"distilled_data.seq_length={length}")
+    reference = ReferenceStep(learner, noise_set(config, learner), config.train, seed=1, max_steps=10)
+    flops = limit.count_flops(lambda: reference(batch, 0))
+    real = 3 * linear(config.data.train_batch_size, tokens)
+    assert flops[torch.ops.aten.mm] + flops[torch.ops.aten.addmm] == 9 * linear(classes, length) + real
+
 
 def test_replayed_matmuls_are_those_of_the_step(tiny_bert: Path) -> None:
     a, b = torch.randn(6, 4), torch.randn(5, 4)
@@ -233,10 +241,32 @@ def test_the_references_batches(toy_split: TokenizedSplit) -> None:
 
 def test_the_reference_is_stopped_and_says_so(tiny_bert: Path, toy_news: Path, tmp_path: Path) -> None:
     overrides = ("distilled_data.seq_length=8",)
-    setting = time_to_accuracy.Setting(str(tiny_bert), str(toy_news), str(tmp_path), 5, 3, 1.1, overrides)
+    setting = time_to_accuracy.Setting(str(tiny_bert), str(toy_news), str(tmp_path), 5, 3, 1.1, 1, overrides)
 
     stopped = time_to_accuracy.reference(setting, 1, 0.01, 0.1, limit=0.0)
     ended = time_to_accuracy.reference(setting, 1, 0.01, 0.1, limit=1000.0)
 
     assert (stopped["outer_steps"], stopped["reached"]) == (1, False)
     assert (ended["outer_steps"], ended["reached"]) == (5, False)
+
+
+def test_validation_does_not_count_as_time(tiny_bert: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = configure(str(tiny_bert), "distilled_data.seq_length=8")
+    learner = Learner(config.model, CLASS_NAMES)
+    now = 0.0
+
+    def slow_score(*_: object) -> dict[str, Score]:
+        nonlocal now
+        now += 1000
+        return {"loss": Score.of([1.0]), "accuracy": Score.of([0.5])}
+
+    monkeypatch.setattr(time_to_accuracy.time, "perf_counter", lambda: now)
+    monkeypatch.setattr(time_to_accuracy, "score", slow_score)
+    clock, distilled = time_to_accuracy.Clock(1, config, learner, None), noise_set(config, learner)
+    now = 50.0  # loading before the first validation
+    for _ in range(3):
+        clock(distilled)
+        now += 7
+    assert clock.running() == 21
+    assert clock(distilled) == {"loss": 1.0, "accuracy": 0.5}
+    assert (clock.seconds, clock.running()) == (21, 21)
