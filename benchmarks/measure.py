@@ -17,8 +17,9 @@ from concurrent.futures.process import BrokenProcessPool
 from ctypes import CDLL
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+K = TypeVar("K")
 Row = dict[str, Any]
 Spread = tuple[float, float]
 
@@ -56,10 +57,10 @@ def _first_to_go() -> None:
 
 
 def alternate(
-    function: Callable[..., Row], variants: Mapping[str, Sequence[Any]], repeats: int
-) -> dict[str, list[Row | None]]:
+    function: Callable[..., Row], variants: Mapping[K, Sequence[Any]], repeats: int
+) -> dict[K, list[Row | None]]:
     """``repeats`` rounds of one measurement a variant; a variant that the system ended is not tried again."""
-    found: dict[str, list[Row | None]] = {name: [] for name in variants}
+    found: dict[K, list[Row | None]] = {name: [] for name in variants}
     for _ in range(repeats):
         for name, given in variants.items():
             found[name].append(None if None in found[name] else fresh(function, *given))

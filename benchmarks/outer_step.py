@@ -18,10 +18,10 @@ from benchmarks.measure import Row, alternate, arguments, median, observe, ratio
 from benchmarks.report import record
 from benchmarks.workload import CLASS_NAMES, OurStep, configure, made_up_batch, noise_set
 from textdistill.attention import AttentionLabelType
-from textdistill.hypergradient import Estimator
+from textdistill.hypergradient import Estimator, Trajectory
 from textdistill.learner import Learner
 
-KEY = ("model", "seq_length", "attention", "inner_steps", "estimator")
+KEY = ("model", "seq_length", "attention", "inner_steps", "estimator", "trajectory")
 TOKENS = 96  # a real text; AG News is seldom longer
 STEPS = 3  # the fastest counts: all do the same work
 
@@ -44,22 +44,28 @@ def rows(given: Namespace) -> Iterator[Row]:
             f"distilled_data.attention_label_type={attention}",
             f"learner_train.train_step={inner_steps}",
         ]
-        # A further setting of the step, such as where the parameters of past steps are kept, goes here and in KEY.
-        variants = {e: (given.model, given.tokens, [*overrides, f"train.estimator={e}"]) for e in given.estimator}
+        variants = {}
+        for estimator, trajectory in product(given.estimator, given.trajectory):
+            # One step leaves nothing to run again, and reverse keeps its graph.
+            if trajectory is Trajectory.keep or (inner_steps > 1 and estimator is not Estimator.reverse):
+                settings = [*overrides, f"train.estimator={estimator}", f"train.trajectory={trajectory}"]
+                variants[estimator, trajectory] = (given.model, given.tokens, settings)
         found = alternate(measured, variants, given.repeats)
-        for estimator, results in found.items():
-            time_ratio, spread = ratio(found[Estimator.reverse], results, "seconds")
+        reverse = found[Estimator.reverse, Trajectory.keep]
+        for (estimator, trajectory), results in found.items():
+            time_ratio, spread = ratio(reverse, results, "seconds")
             yield {
                 "model": Path(given.model).name,
                 "seq_length": seq_length,
                 "attention": attention,
                 "inner_steps": inner_steps,
                 "estimator": estimator,
+                "trajectory": trajectory,
                 "seconds": median(results, "seconds"),
                 "peak_mb": median(results, "peak_mb"),
                 "time_ratio": time_ratio,
                 "time_ratio_spread": spread,
-                "memory_ratio": ratio(results, found[Estimator.reverse], "peak_mb")[0],
+                "memory_ratio": ratio(results, reverse, "peak_mb")[0],
             }
 
 
@@ -70,8 +76,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--attention", nargs="+", choices=list(AttentionLabelType), default=list(AttentionLabelType))
     parser.add_argument("--inner-steps", type=int, nargs="+", default=[1, 3, 5, 8])
     parser.add_argument("--estimator", nargs="+", choices=list(Estimator), default=list(Estimator))
+    parser.add_argument(
+        "--trajectory", nargs="+", choices=list(Trajectory), default=[Trajectory.keep, Trajectory.checkpoint]
+    )
     given = parser.parse_args(argv)
-    given.estimator = sorted({Estimator.reverse, *given.estimator})
+    given.estimator = sorted({Estimator.reverse, *map(Estimator, given.estimator)})
+    given.trajectory = sorted({Trajectory.keep, *map(Trajectory, given.trajectory)})
     given.tokens = TOKENS
     if given.quick:
         given.seq_length, given.attention, given.inner_steps = [16], [AttentionLabelType.cls], [2]

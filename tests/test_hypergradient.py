@@ -59,7 +59,7 @@ def estimate(
     learner: Learner,
     label_type: AttentionLabelType,
     batches: Sequence[InnerBatch],
-    eps: float = 1e-8,
+    eps: float = 1e-9,
     exact: bool = False,
 ) -> Hypergradient:
     inner_loss = make_inner_loss(learner, label_type, LAMBDA, exact or estimator.exact)
@@ -190,7 +190,7 @@ def test_redrawn_word_embeddings_do_not_matter(tiny_bert: str, estimator: Estima
     words = "bert.embeddings.word_embeddings.weight"
     table = learner.fresh_params(0)[words]
     inner_loss = make_inner_loss(learner, CLS, LAMBDA, exact=True)
-    result = hypergradient(estimator, inner_loss, make_outer_loss(learner), learner.fresh_params(0), batches, eps=1e-6)
+    result = hypergradient(estimator, inner_loss, make_outer_loss(learner), learner.fresh_params(0), batches, eps=1e-7)
     # The same learner with its word embeddings out of reach.
     outer_loss = make_outer_loss(learner)
     params = {name: tensor for name, tensor in learner.fresh_params(0).items() if name != words}

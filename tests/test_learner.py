@@ -393,7 +393,7 @@ def cosine(a: Hypergradient, b: Hypergradient) -> dict[tuple[int, str], float]:
 
 
 def test_difference_agrees_with_reverse(learner: Learner) -> None:
-    """With the default eps: ModernBERT rotates in float32 whatever its dtype, and a shorter one rounds away."""
+    """ModernBERT rotates in float32 whatever its dtype; in so few weights the default step rounds away."""
     params, batches = learner.fresh_params(0), [a_batch(learner, CLS, step) for step in range(2)]
     difference, reverse = (
         hypergradient(
@@ -402,6 +402,7 @@ def test_difference_agrees_with_reverse(learner: Learner) -> None:
             outer_loss(learner),
             params,
             batches,
+            eps=3e-5,
         )
         for estimator in (Estimator.difference, Estimator.reverse)
     )

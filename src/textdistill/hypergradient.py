@@ -27,6 +27,10 @@ from textdistill.learner import Params
 
 OuterLoss = Callable[[Params], Tensor]
 
+# Length of the step that ``difference`` takes along v, relative to the norm of the parameters. Shorter ones drown in
+# float32's rounding, longer ones in the curvature; docs/performance.md has the cosines to ``reverse``.
+EPS = 2.5e-6
+
 
 class Estimator(StrEnum):
     """How the hypergradient is computed."""
@@ -71,7 +75,7 @@ def hypergradient(
     outer_loss: OuterLoss,
     params: Params,
     batches: Sequence[InnerBatch],
-    eps: float = 1e-3,
+    eps: float = EPS,
     trajectory: Trajectory = Trajectory.keep,
 ) -> Hypergradient:
     """Fine-tunes ``params`` on ``batches`` and differentiates the outer loss of the result.
@@ -82,7 +86,7 @@ def hypergradient(
         outer_loss: scalar loss on real data as a function of the fine-tuned parameters.
         params: the learner's initial parameters; not written to.
         batches: one a step, at least one.
-        eps: length of the step, in the parameters' units, that ``difference`` takes along v.
+        eps: length of the step that ``difference`` takes along v, relative to the norm of the parameters.
         trajectory: see there; ``reverse`` keeps the whole graph whatever it is.
 
     """
@@ -154,8 +158,9 @@ def _difference(
     of_params: bool,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """D_v of both first-order gradients by a one-sided difference that re-uses the forward pass's gradients."""
-    # If v vanishes, so do the differences below; the floor only keeps the division finite.
-    step = eps / _dot(v, v).sqrt().clamp_min(1e-12)
+    # If v vanishes, so do the differences below; the floors only keep the divisions finite.
+    scale = _dot({name: params[name] for name in v}, params).sqrt().clamp_min(1e-12)
+    step = eps * scale / _dot(v, v).sqrt().clamp_min(1e-12)
     shifted_grads, shifted_phi = _inner_gradients(inner_loss, descend(params, v, -step), batch, of_params)
     return (
         {name: (grad - grads[name]) / step for name, grad in shifted_grads.items()},
