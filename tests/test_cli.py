@@ -425,6 +425,14 @@ BAD_SETTINGS: dict[str, tuple[list[str], str]] = {
         ["evaluate.fp16=true", "evaluate.bf16=true"],
         "evaluate.fp16 and evaluate.bf16 exclude",
     ),
+    "precision of a difference": (
+        ["train.inner_precision=bf16"],
+        "train.inner_precision must be float32 with train.estimator=difference, got bf16",
+    ),
+    "precision of several steps": (
+        ["train.inner_precision=bf16", "train.estimator=forward", "learner_train.train_step=2"],
+        "train.inner_precision=bf16 needs learner_train.train_step=1, got 2",
+    ),
     "inner loop": (["train.inner_loop=2"], "train.inner_loop must be learner_train.train_step=1, got 2"),
     "scheduler": (["train.scheduler_type=nope"], "train.scheduler_type must be one of linear, cosine"),
     "lr": (["distilled_data.lr_init=0"], "distilled_data.lr_init must be above 0 and finite, got 0"),

@@ -248,6 +248,57 @@ def test_trajectories_give_the_same_bits(
     assert counts == {"keep": 2 * steps, "offload": 2 * steps, "checkpoint": 2 * steps + again}
 
 
+@pytest.mark.parametrize("estimator", list(Estimator))
+def test_products_are_in_tf32_where_asked_for(estimator: Estimator, tiny_learner: Learner) -> None:
+    """Forward and back: of the inner steps, of the outer loss, of neither; and as before afterwards."""
+
+    class Spy(torch.autograd.Function):
+        generate_vmap_rule = True
+
+        @staticmethod
+        def forward(tensor: Tensor) -> Tensor:
+            seen.append(torch.get_float32_matmul_precision())
+            return tensor.clone()
+
+        @staticmethod
+        def setup_context(*_: object) -> None: ...
+
+        @staticmethod
+        def backward(_: object, gradient: Tensor) -> Tensor:
+            seen.append(torch.get_float32_matmul_precision())
+            return gradient
+
+        @staticmethod
+        def jvp(_: object, tangent: Tensor) -> Tensor:
+            return tangent.clone()
+
+    def spied(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda *given: Spy.apply(loss(*given))
+
+    inner_loss = make_inner_loss(tiny_learner, CLS, LAMBDA, estimator.exact)
+    before = torch.get_float32_matmul_precision()
+    outer_loss = make_outer_loss(tiny_learner)
+    for spies, inner_tf32, outer_tf32 in (
+        ((spied(inner_loss), outer_loss), True, False),
+        ((inner_loss, spied(outer_loss)), False, True),
+        ((inner_loss, spied(outer_loss)), False, False),
+    ):
+        seen: list[str] = []
+        hypergradient(
+            estimator,
+            *spies,
+            tiny_learner.fresh_params(0),
+            some_batches(CLS, 2),
+            inner_tf32=inner_tf32,
+            outer_tf32=outer_tf32,
+        )
+        expected = {"high" if inner_tf32 or outer_tf32 else "highest"}
+        if estimator is Estimator.reverse and outer_tf32:
+            expected = {"high", "highest"}
+        assert set(seen) == expected
+        assert torch.get_float32_matmul_precision() == before
+
+
 def test_a_vanishing_outer_gradient_gives_zeros(tiny_learner: Learner) -> None:
     result = hypergradient(
         Estimator.difference,

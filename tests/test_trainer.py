@@ -28,7 +28,16 @@ from textdistill.learner import Learner, ModelConfig
 from textdistill.losses import task_loss
 from textdistill.seeding import stream_seed
 from textdistill.task import DataConfig, TokenizedSplit, load_task, tokenize, train_batches
-from textdistill.trainer import CHECKPOINT_FILE, FitResult, OptimizerType, TrainConfig, fit, make_optimizer, outer_step
+from textdistill.trainer import (
+    CHECKPOINT_FILE,
+    FitResult,
+    InnerPrecision,
+    OptimizerType,
+    TrainConfig,
+    fit,
+    make_optimizer,
+    outer_step,
+)
 
 # Of tests in which no optimiser steps.
 pytestmark = pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
@@ -776,19 +785,21 @@ def test_clipped_steps_are_counted(
     assert result.clipped_steps == count
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize(
+    "settings",
+    [{"bf16": True}, {"fp16": True}, {"inner_precision": InnerPrecision.bf16, "estimator": Estimator.forward}],
+    ids=lambda settings: next(iter(settings)),
+)
 def test_mixed_precision_runs_on_the_cpu(
-    precision: str, tiny_learner32: Learner, toy_split: TokenizedSplit, tmp_path: Path
+    settings: dict[str, Any], tiny_learner32: Learner, toy_split: TokenizedSplit, tmp_path: Path
 ) -> None:
     plain, (loss, *_) = step_once(create(tiny_learner32, toy_split), tiny_learner32, toy_split)
-    mixed, (mixed_loss, *_) = step_once(
-        create(tiny_learner32, toy_split), tiny_learner32, toy_split, **{precision: True}
-    )
+    mixed, (mixed_loss, *_) = step_once(create(tiny_learner32, toy_split), tiny_learner32, toy_split, **settings)
     assert mixed_loss != loss
     assert mixed_loss == pytest.approx(loss, rel=0.02)
     cosine = torch.cosine_similarity(plain["inputs_embeds"].flatten(), mixed["inputs_embeds"].flatten(), dim=0)
     assert cosine > 0.95
-    config = TrainConfig(max_steps=2, save_ckpt_dir=str(tmp_path), **{precision: True})
+    config = TrainConfig(max_steps=2, save_ckpt_dir=str(tmp_path), **settings)
     distilled = create(tiny_learner32, toy_split)
     assert fit(distilled, tiny_learner32, toy_split, BATCH, flat, Recorder(), config, 0).outer_steps == 2
 

@@ -228,7 +228,8 @@ def baseline(kind: Literal["full", "random"], config: RunConfig) -> Results:
         )
     scores = score(
         train, bench.learner, bench.splits["test"], bench.task.metric_names, count, data.test_batch_size,
-        fp16=config.evaluate.fp16, bf16=config.evaluate.bf16, description=f"evaluate {kind}",
+        fp16=config.evaluate.fp16, bf16=config.evaluate.bf16, tf32=config.evaluate.tf32,
+        description=f"evaluate {kind}",
     )  # fmt: skip
     results = bench.results(scores) | extra | {"seconds": time.monotonic() - started}
     write_results(Path(config.base.save_dir) / "results.json", results)
@@ -475,7 +476,7 @@ def _train(
             trained_on(candidate, bench.learner, config.base.seed, "validation"),
             bench.learner, bench.splits["validation"], bench.task.metric_names,
             config.train.n_eval_model, config.data.valid_batch_size,
-            fp16=config.train.fp16, bf16=config.train.bf16, description="validate",
+            fp16=config.train.fp16, bf16=config.train.bf16, tf32=config.train.tf32, description="validate",
         )  # fmt: skip
         deviations = {f"{name}_std": s.std for name, s in scores.items() if s.std is not None}
         return {name: s.mean for name, s in scores.items()} | deviations
@@ -507,7 +508,7 @@ def _score(config: RunConfig, bench: _Bench, distilled: DistilledDataset) -> dic
         trained_on(distilled, bench.learner, config.base.seed, "evaluation"),
         bench.learner, bench.splits["test"], bench.task.metric_names,
         config.evaluate.n_eval_model, config.data.test_batch_size,
-        fp16=config.evaluate.fp16, bf16=config.evaluate.bf16,
+        fp16=config.evaluate.fp16, bf16=config.evaluate.bf16, tf32=config.evaluate.tf32,
     )  # fmt: skip
 
 

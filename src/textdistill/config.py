@@ -24,7 +24,7 @@ from textdistill.hypergradient import Estimator, Trajectory
 from textdistill.learner import ModelConfig
 from textdistill.task import DataConfig
 from textdistill.tracking import Tracking, ensure_store, flatten
-from textdistill.trainer import TrainConfig
+from textdistill.trainer import InnerPrecision, TrainConfig
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +82,12 @@ class RunConfig:
             raise ValueError(
                 f"train.inner_loop must be learner_train.train_step={self.learner_train.train_step}, got"
                 f" {self.train.inner_loop}; set learner_train.train_step alone, train.inner_loop follows it"
+            )
+        if self.train.inner_precision is InnerPrecision.bf16 and self.learner_train.train_step > 1:
+            raise ValueError(
+                "train.inner_precision=bf16 needs learner_train.train_step=1, got"
+                f" {self.learner_train.train_step}: over several steps its errors add up (docs/performance.md);"
+                " set train.inner_precision=tf32 or float32"
             )
         for setting, reason in self._without_effect():
             logger.warning("%s has no effect: %s", setting, reason)

@@ -311,9 +311,10 @@ class DistilledDataset:
         pulled = torch.autograd.grad(outputs, list(learned.values()), grads)
         return dict(zip(learned, pulled, strict=True))
 
-    def inner_loss(self, learner: Learner, exact: bool = False) -> InnerLoss:
-        """The loss that inner steps on this set descend."""
-        return make_inner_loss(learner, self.config.attention_label_type, self.config.attention_loss_lambda, exact)
+    def inner_loss(self, learner: Learner, exact: bool = False, bf16: bool = False) -> InnerLoss:
+        """The loss that inner steps on this set descend; see ``make_inner_loss``."""
+        config = self.config
+        return make_inner_loss(learner, config.attention_label_type, config.attention_loss_lambda, exact, bf16)
 
     def train(self, learner: Learner, seed: int, purpose: str, index: int) -> Params:
         """Learner ``index``: the fresh head of stream ("head", purpose, index), fine-tuned on this set."""

@@ -15,7 +15,7 @@ from sklearn.metrics import accuracy_score, f1_score
 from tqdm import tqdm
 
 from textdistill.distilled import DistilledDataset
-from textdistill.learner import Learner, Params, autocast
+from textdistill.learner import Learner, Params, autocast, float32_products
 from textdistill.processes import Processes
 from textdistill.task import TokenizedSplit, sorted_batches
 
@@ -28,6 +28,7 @@ class EvaluateConfig:
     n_eval_model: int = 20
     fp16: bool = False
     bf16: bool = False
+    tf32: bool = False
 
     def check(self) -> None:
         """Raises ValueError for a value out of range."""
@@ -77,6 +78,7 @@ def score(
     *,
     fp16: bool = False,
     bf16: bool = False,
+    tf32: bool = False,
     description: str = "evaluate",
 ) -> dict[str, Score]:
     """Scores n trained learners on every row of a split, each learner in one of the run's processes.
@@ -90,6 +92,7 @@ def score(
         batch_size: rows a forward pass.
         fp16: run the forward pass in float16 where that is safe.
         bf16: the same in bfloat16.
+        tf32: take float32 matrix products in TF32.
         description: of the progress bar.
 
     Returns:
@@ -105,7 +108,7 @@ def score(
         params = train(index)
         logits = torch.empty(len(split), learner.num_labels)
         for rows, inputs in batches:
-            with torch.no_grad(), autocast(learner.device, fp16, bf16):
+            with torch.no_grad(), float32_products(tf32), autocast(learner.device, fp16, bf16):
                 output = learner(params, inputs).logits
             logits[torch.from_numpy(rows)] = output.float().cpu()
         results.append((index, metrics(logits, split.labels, metric_names)))

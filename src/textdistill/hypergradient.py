@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from textdistill.inner import InnerBatch, InnerLoss, descend, gradient, inner_step, leaves
-from textdistill.learner import Params
+from textdistill.learner import Params, float32_products
 
 OuterLoss = Callable[[Params], Tensor]
 
@@ -77,6 +77,8 @@ def hypergradient(
     batches: Sequence[InnerBatch],
     eps: float = EPS,
     trajectory: Trajectory = Trajectory.keep,
+    inner_tf32: bool = False,
+    outer_tf32: bool = False,
 ) -> Hypergradient:
     """Fine-tunes ``params`` on ``batches`` and differentiates the outer loss of the result.
 
@@ -88,11 +90,28 @@ def hypergradient(
         batches: one a step, at least one.
         eps: length of the step that ``difference`` takes along v, relative to the norm of the parameters.
         trajectory: see there; ``reverse`` keeps the whole graph whatever it is.
+        inner_tf32: take the matrix products of inner steps in TF32, in whose rounding a ``difference`` is lost.
+        outer_tf32: the same of ``outer_loss``; ``reverse`` goes back through both as ``inner_tf32`` says.
 
     """
     batches = [_detached(batch) for batch in batches]
-    if estimator is Estimator.reverse:
-        return _reverse(inner_loss, outer_loss, params, batches)
+    with float32_products(inner_tf32):
+        if estimator is Estimator.reverse:
+            return _reverse(inner_loss, outer_loss, params, batches, outer_tf32)
+        return _two_way(estimator, inner_loss, outer_loss, params, batches, eps, trajectory, outer_tf32)
+
+
+def _two_way(
+    estimator: Estimator,
+    inner_loss: InnerLoss,
+    outer_loss: OuterLoss,
+    params: Params,
+    batches: Sequence[InnerBatch],
+    eps: float,
+    trajectory: Trajectory,
+    outer_tf32: bool,
+) -> Hypergradient:
+    """The lines at the top of the module."""
     offload = trajectory is Trajectory.offload
     size = math.isqrt(len(batches) - 1) + 1 if trajectory is Trajectory.checkpoint else len(batches)
     segments = [batches[first : first + size] for first in range(0, len(batches), size)]
@@ -101,7 +120,8 @@ def hypergradient(
     for segment in segments:
         starts.append(params)
         steps, params = _run(inner_loss, params, segment, offload)
-    loss, v = _outer_gradient(outer_loss, params)
+    with float32_products(outer_tf32):
+        loss, v = _outer_gradient(outer_loss, params)
     # Backward.
     parts: list[dict[str, Tensor]] = []
     while segments:
@@ -187,14 +207,15 @@ def _forward(
 
 
 def _reverse(
-    inner_loss: InnerLoss, outer_loss: OuterLoss, params: Params, batches: Sequence[InnerBatch]
+    inner_loss: InnerLoss, outer_loss: OuterLoss, params: Params, batches: Sequence[InnerBatch], outer_tf32: bool
 ) -> Hypergradient:
     """Plain autograd through the unrolled loop; memory grows with the number of steps."""
     params = leaves(params)
     phi = [leaves({**batch.learned, "lr": batch.lr}) for batch in batches]
     for batch, learned in zip(batches, phi, strict=True):
         params = inner_step(inner_loss, params, batch.replace(learned), create_graph=True)
-    loss = outer_loss(params)
+    with float32_products(outer_tf32):
+        loss = outer_loss(params)
     flat = {(t, name): tensor for t, learned in enumerate(phi) for name, tensor in learned.items()}
     grads = torch.autograd.grad(loss, list(flat.values()))
     parts: list[dict[str, Tensor]] = [{} for _ in batches]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from textdistill.attention import AttentionLabelType
-from textdistill.learner import Learner, Params
+from textdistill.learner import Learner, Params, autocast
 from textdistill.losses import attention_loss, task_loss
 
 
@@ -67,6 +67,7 @@ def make_inner_loss(
     label_type: AttentionLabelType,
     attention_loss_lambda: float,
     exact: bool = False,
+    bf16: bool = False,
 ) -> InnerLoss:
     """``task_loss + attention_loss_lambda * attention_loss`` as a function of (params, batch).
 
@@ -75,15 +76,19 @@ def make_inner_loss(
         label_type: which attention rows the batches label; with ``none`` the second term is absent.
         attention_loss_lambda: weight of the second term, at least 0.
         exact: use attention that has derivatives of every order (``forward`` and ``reverse`` estimators).
+        bf16: take matrix products in bfloat16.
 
     """
 
     def inner_loss(params: Params, batch: InnerBatch) -> Tensor:
         inputs = {"inputs_embeds": batch.inputs_embeds, **batch.context}
-        logits, log_rows = learner(params, inputs, label_type=label_type, exact=exact, dropout_seed=batch.dropout_seed)
-        loss = task_loss(logits, batch.labels)
-        if log_rows is not None and batch.attention_labels is not None:
-            loss = loss + attention_loss_lambda * attention_loss(log_rows, batch.attention_labels)
+        with autocast(learner.device, fp16=False, bf16=bf16):
+            logits, log_rows = learner(
+                params, inputs, label_type=label_type, exact=exact, dropout_seed=batch.dropout_seed
+            )
+            loss = task_loss(logits, batch.labels)
+            if log_rows is not None and batch.attention_labels is not None:
+                loss = loss + attention_loss_lambda * attention_loss(log_rows, batch.attention_labels)
         return loss
 
     return inner_loss

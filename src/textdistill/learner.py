@@ -6,8 +6,8 @@ import copy
 import hashlib
 import importlib.util
 import logging
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -270,6 +270,17 @@ class Learner:
 def autocast(device: torch.device, fp16: bool, bf16: bool) -> torch.autocast:
     """Mixed precision on ``device``, or a context that changes nothing if neither is asked for."""
     return torch.autocast(device.type, torch.float16 if fp16 else torch.bfloat16, enabled=fp16 or bf16)
+
+
+@contextmanager
+def float32_products(tf32: bool) -> Iterator[None]:
+    """A block whose float32 matrix products are exact, or take the 10 bits of TF32 where the device has it."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _from_pretrained(source: str, config: Any) -> tuple[PreTrainedModel, dict[str, Any]]:

@@ -48,6 +48,14 @@ SCHEDULER_TYPES = (
 EMBEDS_LR_SCALE = {Init.noise: 0.1, Init.real: 0.2}
 
 
+class InnerPrecision(StrEnum):
+    """Of the matrix products of inner steps; parameters and updates are float32 in any case."""
+
+    float32 = "float32"
+    tf32 = "tf32"
+    bf16 = "bf16"
+
+
 class OptimizerType(StrEnum):
     """The outer optimiser; momentum is SGD with momentum 0.9."""
 
@@ -81,8 +89,12 @@ class TrainConfig:
     log_interval: int = -1
     n_eval_model: int = 5
     save_ckpt_dir: str = "checkpoints"
+    # Of the real batch and validation.
     fp16: bool = False
     bf16: bool = False
+    tf32: bool = False
+    # Of the inner steps, while distilling.
+    inner_precision: InnerPrecision = InnerPrecision.float32
     estimator: Estimator = Estimator.difference
     heads_per_step: int = 1
     # Real batches that an outer step averages over, shared out to the processes. None: one a process.
@@ -124,6 +136,12 @@ class TrainConfig:
             )
         if self.fp16 and self.bf16:
             raise ValueError("train.fp16 and train.bf16 exclude each other, got both true; set one to false")
+        if self.inner_precision is not InnerPrecision.float32 and not self.estimator.exact:
+            raise ValueError(
+                f"train.inner_precision must be float32 with train.estimator={self.estimator}, got"
+                f" {self.inner_precision}, in whose rounding the difference is lost (docs/performance.md); set"
+                " train.estimator=forward"
+            )
 
 
 DEFAULT_LR = {"attention_labels": 0.1, "labels": 0.01, "lr": 0.01}
@@ -365,7 +383,9 @@ def outer_step(
 
     """
     processes = Processes()
-    inner_loss = distilled.inner_loss(learner, config.estimator.exact)
+    inner_loss = distilled.inner_loss(
+        learner, config.estimator.exact, bf16=config.inner_precision is InnerPrecision.bf16
+    )
     # Loss and accuracy, then the hypergradient by part.
     totals = {"scores": torch.zeros(2, dtype=learner.dtype, device=learner.device)}
     for index, batch in enumerate(batches):
@@ -386,7 +406,14 @@ def outer_step(
             inner_batches = distilled.batches(stream_seed(seed, "inner", number))
             params = learner.fresh_params(stream_seed(seed, "head", number))
             _, parts = hypergradient(
-                config.estimator, inner_loss, outer_loss, params, inner_batches, trajectory=config.trajectory
+                config.estimator,
+                inner_loss,
+                outer_loss,
+                params,
+                inner_batches,
+                trajectory=config.trajectory,
+                inner_tf32=config.inner_precision is InnerPrecision.tf32,
+                outer_tf32=config.tf32,
             )
             for name, grad in distilled.pull_back(inner_batches, parts).items():
                 totals[name] = totals[name] + grad if name in totals else grad
