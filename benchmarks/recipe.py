@@ -24,9 +24,9 @@ from benchmarks.measure import Row, alternate, arguments, fresh, median, observe
 from benchmarks.reference_recipe import ReferenceStep, configure_reference, padded_batch
 from benchmarks.report import record
 from benchmarks.workload import CLASS_NAMES, OurStep, configure, noise_set, real_splits
+from textdistill.batches import train_batches
 from textdistill.learner import Learner
 from textdistill.seeding import generator
-from textdistill.task import train_batches
 
 KEY = ("model", "seq_length", "recipe")
 BATCHES = 8

@@ -27,7 +27,7 @@ from textdistill.config import RunConfig
 from textdistill.distilled import DistilledDataset
 from textdistill.learner import Learner
 from textdistill.seeding import generator, stream_seed
-from textdistill.task import TokenizedSplit
+from textdistill.tokens import TokenizedSplit
 from textdistill.trainer import TrainConfig
 
 PAD_TO = 8

@@ -29,7 +29,7 @@ from textdistill.config import RunConfig
 from textdistill.distilled import Card, DistilledDataset
 from textdistill.evaluation import score, trained_on
 from textdistill.learner import Learner
-from textdistill.task import TokenizedSplit
+from textdistill.tokens import TokenizedSplit
 from textdistill.tracking import RunTracker
 from textdistill.trainer import fit
 

@@ -14,7 +14,8 @@ from textdistill.config import RunConfig, compose
 from textdistill.distilled import Card, DistilledDataset, Init
 from textdistill.learner import Learner
 from textdistill.seeding import generator, stream_seed
-from textdistill.task import TASKS, TokenizedSplit, load_task, tokenize
+from textdistill.task import TASKS, load_task
+from textdistill.tokens import TokenizedSplit, tokenize
 from textdistill.trainer import make_optimizer, outer_step
 
 CLASS_NAMES = TASKS["ag_news"].class_names

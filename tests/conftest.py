@@ -19,7 +19,7 @@ import torch
 from transformers import AutoModel, BertConfig, BertTokenizerFast, PreTrainedConfig, PreTrainedTokenizerBase
 
 from textdistill.learner import Learner, ModelConfig
-from textdistill.task import TokenizedSplit
+from textdistill.tokens import TokenizedSplit
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 CLASS_WORDS = {

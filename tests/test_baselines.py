@@ -11,12 +11,13 @@ from torch.optim import SGD
 
 from textdistill import baselines
 from textdistill.baselines import RANDOM_DRAWS, RANDOM_LRS, full_data, random_samples
+from textdistill.batches import stratified_sample
 from textdistill.distilled import DistilledDataConfig, LearnerTrainConfig
 from textdistill.evaluation import Score, score
 from textdistill.learner import Learner, Params
 from textdistill.losses import task_loss
 from textdistill.seeding import generator, stream_seed
-from textdistill.task import TokenizedSplit, stratified_sample
+from textdistill.tokens import TokenizedSplit
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from textdistill.hypergradient import Estimator, hypergradient
 from textdistill.inner import InnerBatch
 from textdistill.learner import Learner, Params
 from textdistill.losses import task_loss
-from textdistill.task import TokenizedSplit
+from textdistill.tokens import TokenizedSplit
 
 PROMISED = {
     outer_step: "seq_length attention inner_steps estimator seconds peak_mb time_ratio time_ratio_spread memory_ratio",

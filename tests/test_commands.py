@@ -28,7 +28,7 @@ from textdistill.commands import baseline, distill, evaluate, finetune, resume, 
 from textdistill.config import RunConfig, compose, load_run_config
 from textdistill.distilled import DistilledDataset
 from textdistill.evaluation import Score
-from textdistill.task import TokenizedSplit
+from textdistill.tokens import TokenizedSplit
 
 SETTINGS = [
     "distilled_data.label_type=unrestricted",

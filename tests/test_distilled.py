@@ -39,7 +39,7 @@ from textdistill.inner import fine_tune
 from textdistill.learner import Learner, ModelConfig, Params
 from textdistill.losses import task_loss
 from textdistill.seeding import stream_seed
-from textdistill.task import TokenizedSplit
+from textdistill.tokens import TokenizedSplit
 from toy import write_reference_folder
 
 NONE, CLS, ALL = AttentionLabelType

@@ -14,7 +14,7 @@ from textdistill import evaluation
 from textdistill.distilled import Card, DistilledDataConfig, DistilledDataset, LearnerTrainConfig
 from textdistill.evaluation import EvaluateConfig, Score, TrainedLearner, metrics, score, trained_on
 from textdistill.learner import Learner
-from textdistill.task import TokenizedSplit
+from textdistill.tokens import TokenizedSplit
 
 
 def trained_learners(learner: Learner, split: TokenizedSplit) -> TrainedLearner:

@@ -12,7 +12,7 @@ from textdistill.attention import AttentionLabelType
 from textdistill.distilled import Card, DistilledDataConfig, DistilledDataset, Init, LabelType, LearnerTrainConfig
 from textdistill.inspection import nearest_tokens, strongest, unusual
 from textdistill.learner import Learner
-from textdistill.task import TokenizedSplit
+from textdistill.tokens import TokenizedSplit
 
 
 @pytest.fixture

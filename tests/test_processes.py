@@ -21,7 +21,7 @@ from textdistill.checkpoint import CHECKPOINT_FILE
 from textdistill.distilled import Card, DistilledDataConfig, DistilledDataset, Init, LabelType, LearnerTrainConfig
 from textdistill.learner import Learner, ModelConfig
 from textdistill.processes import Processes
-from textdistill.task import TokenizedSplit
+from textdistill.tokens import TokenizedSplit
 from textdistill.tracking import NullTracker
 from textdistill.trainer import TrainConfig, fit, make_optimizer, outer_step
 

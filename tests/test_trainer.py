@@ -20,6 +20,7 @@ from conftest import CLASS_NAMES, CLASS_WORDS
 from textdistill import trainer
 from textdistill.attention import AttentionLabelType
 from textdistill.baselines import random_samples
+from textdistill.batches import train_batches
 from textdistill.checkpoint import Checkpoint, Interrupted, load_checkpoint
 from textdistill.distilled import Card, DistilledDataConfig, DistilledDataset, Init, LabelType, LearnerTrainConfig
 from textdistill.evaluation import score, trained_on
@@ -27,7 +28,8 @@ from textdistill.hypergradient import Estimator, hypergradient
 from textdistill.learner import Learner, ModelConfig
 from textdistill.losses import task_loss
 from textdistill.seeding import stream_seed
-from textdistill.task import DataConfig, TokenizedSplit, load_task, tokenize, train_batches
+from textdistill.task import DataConfig, load_task
+from textdistill.tokens import TokenizedSplit, tokenize
 from textdistill.trainer import (
     CHECKPOINT_FILE,
     FitResult,

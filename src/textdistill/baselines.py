@@ -14,13 +14,14 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, get_scheduler
 
 from textdistill.attention import AttentionLabelType
+from textdistill.batches import steps_per_epoch, stratified_sample, train_batches
 from textdistill.distilled import DistilledDataConfig, LearnerTrainConfig
 from textdistill.evaluation import TrainedLearner, score
 from textdistill.inner import InnerBatch, fine_tune, make_inner_loss
 from textdistill.learner import Learner, Params
 from textdistill.losses import task_loss
 from textdistill.seeding import generator, stream_seed
-from textdistill.task import TokenizedSplit, steps_per_epoch, stratified_sample, train_batches
+from textdistill.tokens import TokenizedSplit
 
 logger = logging.getLogger(__name__)
 

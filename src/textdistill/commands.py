@@ -25,7 +25,8 @@ from textdistill.inspection import nearest_tokens, strongest, unusual
 from textdistill.learner import Learner, ModelConfig
 from textdistill.processes import Processes
 from textdistill.storage import replacing
-from textdistill.task import TextTask, TokenizedSplit, load_task, tokenize
+from textdistill.task import TextTask, load_task
+from textdistill.tokens import TokenizedSplit, tokenize
 from textdistill.tracking import METRICS_FILE, MlflowRun, NullTracker, RunTracker, Tracker, open_tracker, read_lines
 from textdistill.trainer import fit
 

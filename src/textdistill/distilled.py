@@ -23,10 +23,11 @@ from transformers import PreTrainedModel
 
 from textdistill import storage
 from textdistill.attention import AttentionLabelType
+from textdistill.batches import stratified_sample
 from textdistill.inner import InnerBatch, InnerLoss, fine_tune, make_inner_loss
 from textdistill.learner import Learner, ModelConfig, Params
 from textdistill.seeding import generator, stream_seed
-from textdistill.task import TokenizedSplit, stratified_sample
+from textdistill.tokens import TokenizedSplit
 
 # Softmax turns this into exactly 0, with an exactly zero gradient: keys that a layer cannot reach stay so.
 UNREACHABLE = -1e4

@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from sklearn.metrics import accuracy_score, f1_score
 from tqdm import tqdm
 
+from textdistill.batches import sorted_batches
 from textdistill.distilled import DistilledDataset
 from textdistill.learner import Learner, Params, autocast, float32_products
 from textdistill.processes import Processes
-from textdistill.task import TokenizedSplit, sorted_batches
+from textdistill.tokens import TokenizedSplit
 
 
 @dataclass

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import get_scheduler
 
+from textdistill.batches import steps_per_epoch, train_batches
 from textdistill.checkpoint import CHECKPOINT_FILE, Checkpoint, Interrupted, Interrupts, RunState, save_checkpoint
 from textdistill.distilled import DistilledDataset, Init
 from textdistill.hypergradient import Estimator, Trajectory, hypergradient
@@ -27,7 +28,7 @@ from textdistill.learner import Learner, Params, autocast
 from textdistill.losses import task_loss
 from textdistill.processes import Processes
 from textdistill.seeding import stream_seed
-from textdistill.task import TokenizedSplit, steps_per_epoch, train_batches
+from textdistill.tokens import TokenizedSplit
 from textdistill.tracking import Tracker
 
 logger = logging.getLogger(__name__)
