@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from textdistill.task import DataConfig
+from textdistill.task import DataConfig, TextTask
 from textdistill.tokens import TokenizedSplit
 
 WORDS = ["alpha", "beta", "gamma", "delta", "epsilon"]
@@ -48,6 +48,25 @@ def own(path: object, **keys: object) -> DataConfig:
     return DataConfig(
         **{"task_name": "mine", "path": str(path), "text_columns": ["sentence"], "label_column": "label"} | keys
     )
+
+
+def texts_of(task: TextTask) -> dict[str, dict[str, list]]:
+    """The columns of texts of every split."""
+    found = {split: {column: [] for column in task.text_columns} for split in task.splits}
+    for split, piece in task.pieces():
+        for column, texts in piece.to_pydict().items():
+            found[split][column] += texts
+    return found
+
+
+def labelled(task: TextTask) -> dict[str, int]:
+    """The class index by text, of all splits of a task with one column of texts."""
+    (column,) = task.text_columns
+    return {
+        text: label
+        for split, texts in texts_of(task).items()
+        for text, label in zip(texts[column], task.splits[split].labels.tolist(), strict=True)
+    }
 
 
 def split_of(lengths: np.ndarray, labels: np.ndarray | None = None) -> TokenizedSplit:

@@ -90,6 +90,7 @@ KEYS: dict[str, tuple[Any, dict[str, Any] | str]] = {
     "data.valid_batch_size": (8, {}),
     "data.test_batch_size": (8, {}),
     "data.num_proc": (2, {}),
+    "data.streaming": (True, {}),
     "data.force_preprocess": (True, {}),
     "model.task_name": ("sst2", "data.task_name"),
     "model.model_name": (
@@ -336,7 +337,8 @@ def test_unknown_key_or_value(override: str) -> None:
 FREE = {
     *("base.experiment_name", "base.method", "base.run_name", "base.save_dir_root", "base.save_method_dir"),
     *("base.save_dir", "base.data_dir_root", "data.path", "data.datasets_path", "data.preprocessed_datasets_path"),
-    *("data.num_proc", "data.force_preprocess", "train.resume", "train.save_ckpt_dir", "train.checkpoint_interval"),
+    *("data.num_proc", "data.streaming", "data.force_preprocess"),
+    *("train.resume", "train.save_ckpt_dir", "train.checkpoint_interval"),
     *("train.log_interval", "train.val_interval", "train.val_steps", "train.trajectory", "tracking"),
 }
 

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from omegaconf import OmegaConf
 
-from tables import own, rows, save
-from textdistill.task import TASKS, DataConfig, Protocol, load_task
+from tables import labelled, own, rows, save, texts_of
+from textdistill.task import TASKS, DataConfig, Protocol, TextTask, load_task
 
 
 def test_config_is_one_hydra_accepts():
@@ -42,26 +42,25 @@ def test_a_built_in_task_reads_its_columns_from_local_files(tmp_path):
     task = load_task(DataConfig("qqp", path=path), 0)
     assert task.text_columns == pairs
     assert task.metric_names == ("accuracy", "f1", "combined")
-    assert task.splits["test"][0] == {
-        "question1": "question1 alpha 40",
-        "question2": "question2 alpha 40",
-    } | {"labels": 0}
+    texts = texts_of(task)["test"]
+    assert [texts[column][0] for column in pairs] == ["question1 alpha 40", "question2 alpha 40"]
+    assert task.splits["test"].labels.tolist() == [0, 1] * 5
     assert load_task(own(path, task_name="qqp", text_columns=["question2"]), 0).text_columns == ("question2",)
 
 
 # Splits
 
 
-def texts_of(task, split: str) -> list[str]:
-    return task.splits[split][:]["sentence"]
+def sentences(task: TextTask, split: str) -> list[str]:
+    return texts_of(task)[split]["sentence"]
 
 
 def test_clean_carves_validation_from_train_and_reports_test(tmp_path):
     train, validation, test = rows(200), rows(20, start=200), rows(30, start=220)
     path = save(tmp_path, train=train, validation=validation, test=test)
     task = load_task(own(path), seed=1)
-    assert texts_of(task, "test") == test["sentence"]
-    assert set(texts_of(task, "validation")) | set(texts_of(task, "train")) == set(train["sentence"])
+    assert sentences(task, "test") == test["sentence"]
+    assert set(sentences(task, "validation")) | set(sentences(task, "train")) == set(train["sentence"])
     assert [len(task.splits[split]) for split in ("train", "validation", "test")] == [180, 20, 30]
     assert task.sources == {"train": "train (rest)", "validation": "20 of train", "test": "test"}
 
@@ -70,24 +69,24 @@ def test_validation_is_at_most_1000_rows_and_stratified(tmp_path):
     train = rows(20_000)
     train["label"] = [0] * 15_000 + [1] * 4_993 + [2] * 7
     path = save(tmp_path, train=train, test=rows(30, classes=3))
-    labels = load_task(own(path), 0).splits["validation"][:]["labels"]
+    labels = load_task(own(path), 0).splits["validation"].labels
     # Exactly 750, 249.65 and 0.35: the largest remainder takes the odd row, and every class has one.
     assert np.bincount(labels).tolist() == [750, 250, 1]
 
 
 def test_the_seed_and_nothing_else_decides_which_rows_are_carved(tmp_path):
     path = save(tmp_path, train=rows(200), test=rows(30))
-    carved = [texts_of(load_task(own(path), seed), "validation") for seed in (0, 0, 1)]
+    carved = [sentences(load_task(own(path), seed), "validation") for seed in (0, 0, 1)]
     assert carved[0] == carved[1] != carved[2]
 
 
 def test_own_data_with_train_only_are_cut_80_10_10(tmp_path):
     task = load_task(own(save(tmp_path, train=rows(203, classes=4))), 0)
-    split_texts = [texts_of(task, split) for split in ("train", "validation", "test")]
+    split_texts = [sentences(task, split) for split in ("train", "validation", "test")]
     assert [len(texts) for texts in split_texts] == [163, 20, 20]
     assert len(set().union(*split_texts)) == 203
     for split in ("validation", "test"):
-        assert np.bincount(task.splits[split][:]["labels"]).tolist() == [5, 5, 5, 5]
+        assert np.bincount(task.splits[split].labels).tolist() == [5, 5, 5, 5]
     assert task.sources == {"train": "train (rest)", "validation": "20 of train", "test": "20 of train"}
 
 
@@ -95,7 +94,7 @@ def test_own_data_with_train_only_are_cut_80_10_10(tmp_path):
 def test_paper_selects_on_the_reported_rows_and_trains_on_all_of_train(tmp_path, other):
     path = save(tmp_path, train=rows(200), **{other: rows(20, start=200)})
     task = load_task(own(path, protocol=Protocol.paper), 0)
-    assert texts_of(task, "validation") == texts_of(task, "test") == rows(20, start=200)["sentence"]
+    assert sentences(task, "validation") == sentences(task, "test") == rows(20, start=200)["sentence"]
     assert len(task.splits["train"]) == 200
     assert task.sources == {"train": "train", "validation": other, "test": other}
 
@@ -129,7 +128,7 @@ def test_reported_split_of_built_in_tasks(tmp_path, name, protocol, reported):
     )
     task = load_task(DataConfig(name, path=path, protocol=Protocol(protocol)), 0)
     assert task.sources["test"] == reported
-    first = task.splits["test"][0][built_in.text_columns[0]]
+    first = texts_of(task)["test"][built_in.text_columns[0]][0]
     assert first.endswith(" 120" if reported == "test" else " 60")
     assert task.class_names == built_in.class_names
 
@@ -294,7 +293,6 @@ def test_vader_script_makes_tasks_that_load(tmp_path, monkeypatch, vader, capsys
     vader.main()  # nothing is left to do, so nothing is read
     movie = load_task(DataConfig("vader_movie", path=str(tmp_path / "data/vader_movie")), 0)
     assert movie.class_names == ("negative", "positive")
-    kept = {text: label for split in movie.splits.values() for text, label in zip(*split[:].values(), strict=True)}
-    assert kept == {f"cliché {i}": int(r > 0) for i, r in enumerate(ratings) if abs(r) >= 0.5}
+    assert labelled(movie) == {f"cliché {i}": int(r > 0) for i, r in enumerate(ratings) if abs(r) >= 0.5}
     genre = load_task(DataConfig("vader_genre", path=str(tmp_path / "data/vader_genre")), 0)
     assert genre.class_names == ("editorial", "movie", "product", "tweet")

@@ -1,13 +1,19 @@
 """Tokens: the tokenizer's, whatever the pieces; the cache."""
 
 import logging
+import shutil
+import tempfile
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from tables import PLAIN_INPUTS, WORDS, make_tokenizer, own, rows, save
+from tables import PLAIN_INPUTS, WORDS, make_tokenizer, own, rows, save, texts_of
+from textdistill import official
 from textdistill import tokens as tokens_module
 from textdistill.task import DataConfig, load_task
 from textdistill.tokens import tokenize
@@ -26,11 +32,11 @@ def test_tokens_are_the_tokenizers(tmp_path, tokenizer):
     )
     config = DataConfig(max_length=6)  # cuts the 3 + 3 words and 3 special tokens of a pair
     tokens = tokenize(task, tokenizer, config)
-    for split, texts in task.splits.items():
-        assert len(tokens[split]) == len(texts)
+    for split, texts in texts_of(task).items():
+        assert len(tokens[split]) == len(task.splits[split]) == len(texts[pairs[0]])
         chosen = [3, 0, 4]
         expected = tokenizer(
-            *(texts[chosen][column] for column in pairs),
+            *([texts[column][row] for row in chosen] for column in pairs),
             truncation=True,
             max_length=6,
             padding=True,
@@ -40,7 +46,7 @@ def test_tokens_are_the_tokenizers(tmp_path, tokenizer):
         for key in ("input_ids", "attention_mask", "token_type_ids"):
             assert torch.equal(batch[key], expected[key])
         assert batch["token_type_ids"].any()
-        assert batch["labels"].tolist() == texts[chosen]["labels"]
+        assert batch["labels"].tolist() == task.splits[split].labels[chosen].tolist()
 
 
 def test_batches_without_token_types_where_the_model_takes_none(tmp_path):
@@ -49,13 +55,19 @@ def test_batches_without_token_types_where_the_model_takes_none(tmp_path):
     assert set(tokens["train"].batch([0, 1])) == {*PLAIN_INPUTS, "labels"}
 
 
-def test_texts_longer_than_a_chunk_of_rows_are_joined(tmp_path, tokenizer, monkeypatch):
-    task = load_task(own(save(tmp_path, train=rows(60))), 0)
-    whole = tokenize(task, tokenizer, DataConfig())["train"]
-    monkeypatch.setattr(tokens_module, "TOKENIZE_CHUNK", 7)
-    chunked = tokenize(task, tokenizer, DataConfig())["train"]
-    assert np.array_equal(chunked.ids, whole.ids)
-    assert np.array_equal(chunked.offsets, whole.offsets)
+def test_nothing_depends_on_how_rows_are_cut_into_pieces(tmp_path, tokenizer, monkeypatch):
+    config = own(save(tmp_path, train=rows(60), test=rows(20, start=60)))
+    whole = load_task(config, 0)
+    monkeypatch.setattr(official, "PIECE_ROWS", 7)
+    cut = load_task(config, 0)
+    assert cut.fingerprint == whole.fingerprint
+    assert max(len(piece) for _, piece in cut.pieces()) <= 7
+    tokens = tokenize(cut, tokenizer, config)
+    monkeypatch.undo()
+    for split, expected in tokenize(whole, tokenizer, config).items():
+        assert np.array_equal(tokens[split].ids, expected.ids)
+        assert np.array_equal(tokens[split].offsets, expected.offsets)
+        assert np.array_equal(tokens[split].labels, expected.labels)
 
 
 def test_max_length_fits_the_tokenizer(tmp_path):
@@ -68,7 +80,7 @@ def test_cache_gives_the_same_tokens_without_the_tokenizer(tmp_path, monkeypatch
     task = load_task(own(save(tmp_path / "data", train=rows(60))), 0)
     config = DataConfig(preprocessed_datasets_path=str(tmp_path / "cache"))
     first = tokenize(task, make_tokenizer(), config)
-    monkeypatch.setattr(tokens_module, "_token_arrays", None)
+    monkeypatch.setattr(tokens_module, "_write", None)
     # Truncation and padding of an earlier call stay set in a tokenizer; they must not make it another one.
     used = make_tokenizer()
     used(["alpha"], truncation=True, max_length=5, padding="max_length")
@@ -97,28 +109,109 @@ def test_cache_is_keyed_by_texts_tokenizer_length_and_version(tmp_path, monkeypa
     assert len(cached()) == 7
 
 
-@pytest.mark.parametrize("damage", [lambda content: content[:-20], lambda content: b"", lambda content: b"\xff" * 99])
-def test_a_broken_cache_is_rebuilt(tmp_path, tokenizer, damage, caplog):
-    task = load_task(own(save(tmp_path / "data", train=rows(60))), 0)
-    config = DataConfig(preprocessed_datasets_path=str(tmp_path / "cache"))
-    tokenize(task, tokenizer, config)
-    (file,) = (tmp_path / "cache").iterdir()
-    content = file.read_bytes()
-    file.write_bytes(damage(content))
+DAMAGES = {
+    "cut": lambda file: file.write_bytes(file.read_bytes()[:-4]),
+    "longer": lambda file: file.write_bytes(file.read_bytes() + bytes(4)),
+    "empty": lambda file: file.write_bytes(b""),
+    "one bit": lambda file: file.write_bytes(bytes([file.read_bytes()[0] ^ 1]) + file.read_bytes()[1:]),
+    "gone": Path.unlink,
+    "folder": lambda file: (file.unlink(), file.mkdir()),
+}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+@pytest.mark.parametrize("name", ["train.ids", "test.offsets", "validation.token_types", "index.json"])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_broken_cache_is_rebuilt(cached, tokenizer, name, damage, caplog):
+    task, config, entry = cached
+    before = contents(entry)
+    DAMAGES[damage](entry / name)
     with caplog.at_level(logging.WARNING):
         tokenize(task, tokenizer, config)
     assert "is broken" in caplog.text
-    assert file.read_bytes() == content
+    assert contents(entry) == before
 
 
-def test_force_preprocess_rewrites_the_cache(tmp_path, tokenizer):
+def test_a_file_in_place_of_a_cache_entry_is_replaced(cached, tokenizer):
+    task, config, entry = cached
+    before = contents(entry)
+    shutil.rmtree(entry)
+    entry.write_text("")
+    tokenize(task, tokenizer, config)
+    assert contents(entry) == before
+
+
+@pytest.fixture
+def cached(tmp_path, tokenizer):
     task = load_task(own(save(tmp_path / "data", train=rows(60))), 0)
     config = DataConfig(preprocessed_datasets_path=str(tmp_path / "cache"))
     tokenize(task, tokenizer, config)
-    (file,) = (tmp_path / "cache").iterdir()
-    before = file.stat().st_ino
+    (entry,) = (tmp_path / "cache").iterdir()
+    return task, config, entry
+
+
+def test_force_preprocess_rewrites_the_cache(cached, tokenizer):
+    task, config, entry = cached
+    before = entry.stat().st_ino
     tokenize(task, tokenizer, config)
-    assert file.stat().st_ino == before
+    assert entry.stat().st_ino == before
     config.force_preprocess = True
     tokenize(task, tokenizer, config)
-    assert file.stat().st_ino != before
+    assert entry.stat().st_ino != before
+
+
+def test_processes_that_make_an_entry_at_once_both_have_their_tokens(cached, tokenizer, monkeypatch):
+    task, config, entry = cached
+    shutil.rmtree(entry)
+    rename, others = Path.rename, []
+
+    def rename_after_another(path: Path, target: Path) -> None:
+        """The other process's entry comes between the look for an old one and the rename."""
+        if path.name == "new" and not others:
+            others.append(None)
+            others[0] = tokenize(task, tokenizer, config)
+        rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename_after_another)
+    ours = tokenize(task, tokenizer, config)
+    assert np.array_equal(ours["train"].ids, others[0]["train"].ids)
+    assert [path.name for path in entry.parent.iterdir()] == [entry.name]
+    assert len(contents(entry)) == 10
+
+
+def test_tokens_are_mapped_and_outlive_their_files(cached, tokenizer, tmp_path, monkeypatch):
+    task, config, entry = cached
+    uncached = replace(config, preprocessed_datasets_path=None)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "scratch"))
+    (tmp_path / "scratch").mkdir()
+    for tokens in (tokenize(task, tokenizer, config), tokenize(task, tokenizer, uncached)):
+        assert not list((tmp_path / "scratch").iterdir())
+        for array in (tokens["train"].ids, tokens["train"].offsets, tokens["train"].token_types):
+            assert type(array) is np.ndarray
+            assert isinstance(array.base, np.memmap)
+            assert not array.flags.writeable
+        expected = tokens["train"].batch(range(48))
+        shutil.rmtree(entry, ignore_errors=True)
+        assert all(torch.equal(value, expected[key]) for key, value in tokens["train"].batch(range(48)).items())
+
+
+def test_a_failure_leaves_nothing_in_the_cache(tmp_path, tokenizer, monkeypatch):
+    task = load_task(own(save(tmp_path / "data", train=rows(60))), 0)
+    monkeypatch.setattr(type(task), "pieces", lambda self: iter([("train", pa.table({"sentence": [None]}))]))
+    with pytest.raises(ValueError, match="text input must be of type"):
+        tokenize(task, tokenizer, DataConfig(preprocessed_datasets_path=str(tmp_path / "cache")))
+    assert not list((tmp_path / "cache").iterdir())
+
+
+def test_texts_that_change_between_two_passes_are_refused(tmp_path, tokenizer):
+    path = save(tmp_path / "data", train=rows(60))
+    task = load_task(own(path), 0)
+    save(tmp_path / "data", train=rows(60) | {"sentence": ["alpha"] * 60})
+    with pytest.raises(
+        ValueError, match=r"data\.path=.*the texts of the train split must stay as they are .*try again"
+    ):
+        tokenize(task, tokenizer, DataConfig(preprocessed_datasets_path=str(tmp_path / "cache")))
+    assert not list((tmp_path / "cache").iterdir())

@@ -5,7 +5,7 @@ Padding costs as much as text does.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -49,15 +49,22 @@ def train_batches(
     steps = steps_per_epoch(split, batch_size)
     rows = torch.randperm(len(split), generator=random).numpy()[: steps * batch_size]
     pool = POOL_BATCHES * batch_size
-    batches: list[np.ndarray] = []
-    for first in range(0, len(rows), pool):
-        members = rows[first : first + pool]
-        grouped = _cut(members, _ranks_within_class(split, members), batch_size)
-        if _padding(split, grouped) > MAX_PADDING:
-            grouped = _cut(members, split.lengths[members], batch_size)
-        batches += grouped
+    arranged: set[int] = set()
     for index in torch.randperm(steps, generator=random).tolist()[start::stride]:
-        yield split.batch(batches[index])
+        number = index // POOL_BATCHES
+        if number not in arranged:  # each when it is first needed: an epoch begins without going through all rows
+            members = rows[number * pool : (number + 1) * pool]
+            members[:] = _arranged(split, members, batch_size)
+            arranged.add(number)
+        yield split.batch(rows[index * batch_size : (index + 1) * batch_size])
+
+
+def _arranged(split: TokenizedSplit, members: np.ndarray, batch_size: int) -> np.ndarray:
+    """The rows of a pool in the order in which they are cut into batches."""
+    order = members[np.argsort(_ranks_within_class(split, members), kind="stable")]
+    if _padding(split, order, batch_size) > MAX_PADDING:
+        order = members[np.argsort(split.lengths[members], kind="stable")]
+    return order
 
 
 def _ranks_within_class(split: TokenizedSplit, rows: np.ndarray) -> np.ndarray:
@@ -70,14 +77,12 @@ def _ranks_within_class(split: TokenizedSplit, rows: np.ndarray) -> np.ndarray:
     return ranks
 
 
-def _cut(rows: np.ndarray, keys: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    ordered = rows[np.argsort(keys, kind="stable")]
-    return [ordered[i : i + batch_size] for i in range(0, len(ordered), batch_size)]
-
-
-def _padding(split: TokenizedSplit, batches: Sequence[np.ndarray]) -> float:
-    tokens = sum(len(rows) * int(split.lengths[rows].max()) for rows in batches)
-    return 1 - sum(int(split.lengths[rows].sum()) for rows in batches) / tokens
+def _padding(split: TokenizedSplit, rows: np.ndarray, batch_size: int) -> float:
+    """Share of padding among the tokens of rows cut into batches."""
+    lengths = split.lengths[rows]
+    starts = np.arange(0, len(rows), batch_size)
+    sizes = np.diff(starts, append=len(rows))
+    return 1 - int(lengths.sum()) / int((np.maximum.reduceat(lengths, starts) * sizes).sum())
 
 
 def sorted_batches(split: TokenizedSplit, batch_size: int) -> Iterator[tuple[np.ndarray, dict[str, torch.Tensor]]]:

@@ -39,6 +39,7 @@ Often used keys (textdistill distill --cfg job prints all, with their values):
   data.task_name=NAME            ag_news sst2 qnli mrpc qqp mnli vader_movie vader_genre, or a hub id
   data.path=PATH                 csv, tsv, json, jsonl or parquet instead of the hub;
                                  with data.text_columns=[a] or [a,b] and data.label_column=c for your own data
+  data.streaming=true            read a hub dataset over the network, without storing it
   data.protocol=clean|paper      which rows select and which are reported
   model.model_name=NAME          any encoder, or minilm-l6
   base.save_dir=DIR              the run folder

@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 # it looks, and what else records it. train.max_steps and train.epoch join them under a schedule without an end.
 CHANGEABLE = re.compile(
     r"base\.(?!seed$).*|tracking"
-    r"|data\.(path|datasets_path|preprocessed_datasets_path|num_proc|force_preprocess)"
+    r"|data\.(path|datasets_path|preprocessed_datasets_path|num_proc|streaming|force_preprocess)"
     r"|train\.(resume|save_ckpt_dir|trajectory|checkpoint_interval|log_interval|val_interval|val_steps)"
 )
 

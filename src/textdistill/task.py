@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 
+from textdistill.official import Columns, OfficialSplit, TextSplit
 from textdistill.seeding import generator
-from textdistill.sources import SPLIT_NAMES, OfficialSplit, download, files, is_string, read_file
+from textdistill.sources import SPLIT_NAMES, read_files, read_hub, read_saved, stream_hub
 
-if TYPE_CHECKING:  # over a second to import, and only a run that reads data needs it
-    from datasets import Dataset
+logger = logging.getLogger(__name__)
 
 VALIDATION_ROWS = 1000  # most rows carved from train for validation, where a test split is official
 
@@ -44,11 +43,14 @@ class DataConfig:
         protocol: clean, or paper for comparison with the reference.
         datasets_path: without ``path``, folder of a ``DatasetDict`` saved by ``save_to_disk``: read if it exists,
             else the hub's download is saved there.
-        preprocessed_datasets_path: folder of the token cache; None keeps none on disk.
+        preprocessed_datasets_path: folder of the token cache; with None tokens are in a temporary folder while the
+            process lives.
         train_batch_size: rows a batch of ``train_batches``.
         valid_batch_size: most rows a batch when validating.
         test_batch_size: most rows a batch when testing.
         num_proc: processes that prepare a hub download (tokenizers run on threads of their own).
+        streaming: read the hub's files over the network, once to check them and once more where the token cache
+            does not have them, instead of storing them; also leaves ``datasets_path`` alone.
         force_preprocess: ignore and rewrite the token cache.
 
     """
@@ -65,6 +67,7 @@ class DataConfig:
     valid_batch_size: int = 64
     test_batch_size: int = 64
     num_proc: int = 1
+    streaming: bool = False
     force_preprocess: bool = False
 
 
@@ -99,11 +102,11 @@ class TextTask:
     Attributes:
         name: the task's name.
         class_names: C names, by class index.
-        text_columns: one or two columns of ``splits`` that hold stripped texts.
+        text_columns: one or two columns of texts.
         protocol: which protocol made the splits.
-        splits: "train", "validation", "test" (the reported rows); columns: the texts and "labels" (0..C-1).
+        splits: "train", "validation", "test" (the reported rows).
         sources: which rows of which official split each split holds, in words.
-        fingerprint: sha256 over the texts, labels and class names of all splits, in hexadecimal.
+        fingerprint: sha256 over texts, labels and class names and over which rows each split holds, in hexadecimal.
         metric_names: the metrics the task reports.
 
     """
@@ -112,7 +115,7 @@ class TextTask:
     class_names: tuple[str, ...]
     text_columns: tuple[str, ...]
     protocol: Protocol
-    splits: dict[str, Dataset]
+    splits: dict[str, TextSplit]
     sources: dict[str, str]
     fingerprint: str
     metric_names: tuple[str, ...]
@@ -121,6 +124,22 @@ class TextTask:
     def num_labels(self) -> int:
         """C, the number of classes."""
         return len(self.class_names)
+
+    def pieces(self) -> Iterator[tuple[str, pa.Table]]:
+        """All texts in one pass over every official split: a split's name, and the next of its rows, stripped.
+
+        Raises:
+            ValueError: the source changed since the task was loaded.
+
+        """
+        for official in {split.official: None for split in self.splits.values()}:
+            start = 0
+            for piece in official.pieces():
+                stop = start + len(piece)
+                for name, split in self.splits.items():
+                    if split.official is official and split.chosen[start:stop].any():
+                        yield name, piece.filter(pa.array(split.chosen[start:stop]))
+                start = stop
 
 
 def load_task(config: DataConfig, seed: int) -> TextTask:
@@ -141,8 +160,6 @@ def load_task(config: DataConfig, seed: int) -> TextTask:
         ValueError: an unknown task, a missing column, or texts, labels or splits that cannot be used.
 
     """
-    from datasets import Dataset
-
     if config.task_name not in TASKS and "/" not in config.task_name and config.path is None:
         raise ValueError(
             f"unknown task {config.task_name!r}; known tasks: {', '.join(TASKS)} "
@@ -153,54 +170,54 @@ def load_task(config: DataConfig, seed: int) -> TextTask:
         if getattr(config, key) < least:
             raise ValueError(f"data.{key} must be at least {least}, got {getattr(config, key)}")
     built_in = TASKS.get(config.task_name)
-    text_columns, label_column = _columns(config, built_in)
-    official = _read(config, text_columns)
-    reported = _reported_split(config, official, label_column, built_in)
-    class_names, values = _classes(official["train"], label_column, built_in)
+    columns = _columns(config, built_in)
+    official = _read(config, columns)
+    reported = _reported_split(config, official, built_in)
+    class_names, values = _classes(official["train"], built_in)
 
-    def encode(split: OfficialSplit) -> pa.Table:
-        labels = split.class_indices(label_column, values)
-        return pa.table({column: split.texts(column) for column in text_columns} | {"labels": labels})
+    def whole(split: OfficialSplit) -> TextSplit:
+        labels = split.class_indices(values)
+        split.check_texts()
+        return TextSplit(split, np.ones(len(labels), dtype=bool), labels)
 
-    train, whole = encode(official["train"]), official["train"].name
+    train, name = whole(official["train"]), official["train"].name
     random, tenth = generator(seed, "split"), len(train) // 10
     if reported is None:
         test, train = _carve(train, tenth, random)
         validation, train = _carve(train, tenth, random)
-        sources = [f"{whole} (rest)", f"{len(validation):,} of {whole}", f"{len(test):,} of {whole}"]
+        sources = [f"{name} (rest)", f"{len(validation):,} of {name}", f"{len(test):,} of {name}"]
     elif config.protocol == Protocol.paper:
-        validation = test = encode(reported)
-        sources = [whole, reported.name, reported.name]
+        validation = test = whole(reported)
+        sources = [name, reported.name, reported.name]
     else:
-        test = encode(reported)
+        test = whole(reported)
         validation, train = _carve(train, min(tenth, VALIDATION_ROWS), random)
-        sources = [f"{whole} (rest)", f"{len(validation):,} of {whole}", reported.name]
+        sources = [f"{name} (rest)", f"{len(validation):,} of {name}", reported.name]
 
-    tables = {"train": train, "validation": validation, "test": test}
-    digest = hashlib.sha256(json.dumps([class_names, text_columns]).encode())
-    for (split, table), source in zip(tables.items(), sources, strict=True):
-        counts = np.bincount(table["labels"].to_numpy(), minlength=len(class_names))
+    splits = {"train": train, "validation": validation, "test": test}
+    content: list[object] = [class_names, columns.texts]
+    for (split, rows), source in zip(splits.items(), sources, strict=True):
+        counts = np.bincount(rows.labels, minlength=len(class_names))
         if not counts.all():
             raise ValueError(
                 f"data: class {class_names[counts.argmin()]!r} has no row in the {split} split ({source}); "
                 "every split needs every class: add rows, or leave the class out"
             )
-        for column in table.columns:
-            digest.update(json.dumps(column.to_pylist()).encode())
+        content += [rows.official.digests, *(hashlib.sha256(a.data).hexdigest() for a in (rows.chosen, rows.labels))]
 
     return TextTask(
         name=config.task_name,
         class_names=class_names,
-        text_columns=text_columns,
+        text_columns=columns.texts,
         protocol=Protocol(config.protocol),
-        splits={split: Dataset(table) for split, table in tables.items()},
-        sources=dict(zip(tables, sources, strict=True)),
-        fingerprint=digest.hexdigest(),
+        splits=splits,
+        sources=dict(zip(splits, sources, strict=True)),
+        fingerprint=hashlib.sha256(json.dumps(content).encode()).hexdigest(),
         metric_names=built_in.metric_names if built_in else ("accuracy",),
     )
 
 
-def _columns(config: DataConfig, built_in: BuiltIn | None) -> tuple[tuple[str, ...], str]:
+def _columns(config: DataConfig, built_in: BuiltIn | None) -> Columns:
     """Text columns and label column: the given ones, else the built-in task's."""
     text_columns: Sequence[str] | None = config.text_columns
     label_column = config.label_column
@@ -218,22 +235,21 @@ def _columns(config: DataConfig, built_in: BuiltIn | None) -> tuple[tuple[str, .
             "data.text_columns must name one or two different columns, none of them the label column "
             f"{label_column!r} or called 'labels', got {list(text_columns)}"
         )
-    return tuple(text_columns), label_column
+    return Columns(tuple(text_columns), label_column)
 
 
-def _read(config: DataConfig, text_columns: Sequence[str]) -> dict[str, OfficialSplit]:
+def _read(config: DataConfig, columns: Columns) -> dict[str, OfficialSplit]:
     """The official splits by our names: train, validation, test."""
-    from datasets import Dataset, DatasetDict, load_from_disk
-
-    found: Mapping[str, Dataset]
+    saved = config.datasets_path is not None and Path(config.datasets_path).exists()
+    if config.streaming and (config.path is not None or saved):
+        reason = "data.path" if config.path is not None else f"data.datasets_path={config.datasets_path}"
+        logger.warning("data.streaming=true has no effect: %s is there, and is read piece by piece anyway", reason)
     if config.path is not None:
         where = f"data.path={config.path}"
-        found = {name: Dataset(read_file(file, text_columns)) for name, file in files(Path(config.path)).items()}
-    elif config.datasets_path is not None and Path(config.datasets_path).exists():
+        found = read_files(Path(config.path), columns)
+    elif config.datasets_path is not None and saved:
         where = f"data.datasets_path={config.datasets_path}"
-        found = load_from_disk(config.datasets_path)
-        if not isinstance(found, DatasetDict):
-            raise ValueError(f"{where} must be a DatasetDict, saved by save_to_disk, got one split")
+        found = read_saved(config.datasets_path, columns)
     else:
         where = f"data.task_name={config.task_name}"
         built_in = TASKS.get(config.task_name)
@@ -243,16 +259,22 @@ def _read(config: DataConfig, text_columns: Sequence[str]) -> dict[str, Official
                 f"task {config.task_name!r} is read from local files: make them with "
                 f"`python examples/vader.py --output DIR`, then give data.path=DIR/{config.task_name}"
             )
-        found = download(config.task_name, arguments, config.num_proc, config.datasets_path)
+        if config.streaming:
+            if config.num_proc > 1:
+                raise ValueError(
+                    f"data.num_proc must be 1 with data.streaming=true, which prepares no download, got "
+                    f"{config.num_proc}; leave one of them out"
+                )
+            found = stream_hub(config.task_name, arguments, columns)
+        else:
+            found = read_hub(config.task_name, arguments, columns, config.num_proc, config.datasets_path)
 
     official: dict[str, OfficialSplit] = {}
     for name in filter(SPLIT_NAMES.__contains__, found):
         ours = SPLIT_NAMES[name]
         if ours in official:
             raise ValueError(f"{where} must hold one {ours} split, got {official[ours].name} and {name}; remove one")
-        if len(found[name]) == 0:
-            raise ValueError(f"{where}: the {name} split must not be empty; give it rows or remove it")
-        official[ours] = OfficialSplit(name, found[name])
+        official[ours] = found[name]
     if "train" not in official:
         raise ValueError(
             f"{where} must hold a split called train (such as train.csv), got {', '.join(found) or 'none'}"
@@ -260,20 +282,18 @@ def _read(config: DataConfig, text_columns: Sequence[str]) -> dict[str, Official
     return official
 
 
-def _classes(train: OfficialSplit, label_column: str, built_in: BuiltIn | None) -> tuple[tuple[str, ...], list[str]]:
+def _classes(train: OfficialSplit, built_in: BuiltIn | None) -> tuple[tuple[str, ...], list[str]]:
     """Class names, and the labels that stand for them written as strings, both by class index."""
-    labels = train.labels(label_column)
-    present = sorted(pc.unique(labels).to_pylist())
-    key = f"data.label_column: {label_column!r}"
+    present = sorted(train.labels()[0])
+    key = f"data.label_column: {train.columns.label!r}"
     if len(present) < 2:
         raise ValueError(f"{key} must hold two or more classes, got {present[0]!r} only; add rows of another")
-    if is_string(labels.type):
+    if isinstance(present[0], str):
         if "" in present:
             raise ValueError(f"{key} must not hold empty strings; fill or remove these rows")
         return tuple(present), present
-    # The hub's datasets know the names of integer labels: their column is a ClassLabel feature.
-    names = getattr(train.rows.features[label_column], "names", None) or (built_in and built_in.class_names)
-    names = names or [str(index) for index in range(len(present))]
+    # The hub's datasets know the names of integer labels.
+    names = train.class_names or (built_in and built_in.class_names) or [str(index) for index in range(len(present))]
     if present[-1] >= len(names):
         raise ValueError(
             f"{key} must hold the integers 0 to {len(names) - 1}, one a class, got "
@@ -283,7 +303,7 @@ def _classes(train: OfficialSplit, label_column: str, built_in: BuiltIn | None) 
 
 
 def _reported_split(
-    config: DataConfig, official: dict[str, OfficialSplit], label_column: str, built_in: BuiltIn | None
+    config: DataConfig, official: dict[str, OfficialSplit], built_in: BuiltIn | None
 ) -> OfficialSplit | None:
     """The official split whose rows are reported, or None where train must be cut in three."""
     if set(official) == {"train"}:
@@ -303,19 +323,13 @@ def _reported_split(
             "add the validation split"
         )
 
-    def labelled(split: OfficialSplit) -> bool:
-        if label_column not in split.rows.column_names:
-            return False
-        labels = split.column(label_column, "label_column")
-        return not labels.null_count and not (pa.types.is_integer(labels.type) and pc.min(labels).as_py() < 0)
-
     # Where none is labelled, the first is refused with the reason when its labels are read.
-    return next(filter(labelled, candidates), candidates[0])
+    return next((split for split in candidates if split.labelled), candidates[0])
 
 
-def _carve(table: pa.Table, rows: int, random: torch.Generator) -> tuple[pa.Table, pa.Table]:
+def _carve(split: TextSplit, rows: int, random: torch.Generator) -> tuple[TextSplit, TextSplit]:
     """``rows`` rows drawn in proportion to the classes, at least one of each, and the rest, both in order."""
-    labels = table["labels"].to_numpy()
+    labels = split.labels
     counts = np.bincount(labels)
     share = counts * rows / len(labels)
     quota = np.floor(share).astype(int)
@@ -324,4 +338,10 @@ def _carve(table: pa.Table, rows: int, random: torch.Generator) -> tuple[pa.Tabl
     for label, count in enumerate(counts):
         drawn = torch.randperm(int(count), generator=random).numpy()[: max(quota[label], 1)]
         carved[np.flatnonzero(labels == label)[drawn]] = True
-    return table.take(np.flatnonzero(carved)), table.take(np.flatnonzero(~carved))
+
+    def part(mask: np.ndarray) -> TextSplit:
+        chosen = split.chosen.copy()
+        chosen[split.chosen] = mask
+        return TextSplit(split.official, chosen, labels[mask])
+
+    return part(carved), part(~carved)
