@@ -85,16 +85,17 @@ def observe(step: Callable[[int], object], count: int) -> tuple[list[float], flo
     """
     CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    idle = _memory("VmRSS")
+    idle = memory("VmRSS")
     step(0)
     seconds = []
     for index in range(count):
         started = time.perf_counter()
         step(index)
         seconds.append(time.perf_counter() - started)
-    return seconds, _memory("VmHWM") - idle
+    return seconds, memory("VmHWM") - idle
 
 
-def _memory(field: str) -> float:
+def memory(field: str) -> float:
+    """A field of this process's ``/proc/self/status``, in MB."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
     return int(line.split()[1]) / 1024

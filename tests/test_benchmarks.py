@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks import evaluation, limit, measure, outer_step, precision, recipe, report, time_to_accuracy
+from benchmarks import evaluation, limit, measure, outer_step, precision, recipe, report, scaling, time_to_accuracy
 from benchmarks.reference_recipe import ReferenceStep, configure_reference, padded_batch, random_batches
 from benchmarks.workload import CLASS_NAMES, OurStep, configure, made_up_batch, noise_set
 
@@ -28,6 +28,7 @@ PROMISED = {
     recipe: "seq_length recipe seconds peak_mb time_ratio time_ratio_spread memory_ratio",
     time_to_accuracy: "recipe outer_steps seconds accuracy stopped time_ratio time_ratio_spread",
     limit: "seq_length flops seconds matmul_rate achieved_share matmul attention norm elementwise parameters other",
+    scaling: "rows cold_start_seconds warm_start_seconds step_seconds step_ratio step_ratio_spread anon_mb memory_ratio",
     evaluation: "learners rows rows_per_second bare_rows_per_second time_ratio time_ratio_spread",
 }
 
