@@ -47,12 +47,12 @@ STEPS = 3
 def write_data(folder: Path, rows: int, words: np.ndarray) -> None:
     """``train.parquet`` with so many rows and ``test.parquet`` with 1,000, columns text and label."""
     folder.mkdir()
-    for name, count in (("train", rows), ("test", 1_000)):
+    for name, size in (("train", rows), ("test", 1_000)):
         random = np.random.default_rng(rows)
         schema = pa.schema([("text", pa.string()), ("label", pa.int64())])
         with pa.parquet.ParquetWriter(folder / f"{name}.parquet", schema) as file:
-            for start in range(0, count, 10_000):
-                lengths = random.lognormal(*LOG_LENGTH, min(10_000, count - start)).astype(int) + 1
+            for start in range(0, size, 10_000):
+                lengths = random.lognormal(*LOG_LENGTH, min(10_000, size - start)).astype(int) + 1
                 drawn = np.split(words[random.integers(len(words), size=lengths.sum())], np.cumsum(lengths)[:-1])
                 labels = np.arange(start, start + len(lengths)) % len(CLASS_NAMES)
                 file.write_table(pa.table([[" ".join(text) for text in drawn], labels], schema=schema))

@@ -28,7 +28,7 @@ PROMISED = {
     recipe: "seq_length recipe seconds peak_mb time_ratio time_ratio_spread memory_ratio",
     time_to_accuracy: "recipe outer_steps seconds accuracy stopped time_ratio time_ratio_spread",
     limit: "seq_length flops seconds matmul_rate achieved_share matmul attention norm elementwise parameters other",
-    scaling: "rows cold_start_seconds warm_start_seconds step_seconds step_ratio step_ratio_spread anon_mb memory_ratio",
+    scaling: "rows cold_start_seconds warm_start_seconds step_seconds step_ratio anon_mb memory_ratio",
     evaluation: "learners rows rows_per_second bare_rows_per_second time_ratio time_ratio_spread",
 }
 
