@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import transformers
@@ -264,10 +265,14 @@ def test_sweep_makes_a_folder_and_a_tracked_run_for_every_job(tiny_bert: Path, t
     client = MlflowClient(f"sqlite:///{root}/mlflow.db")
     experiment = client.get_experiment_by_name(f"toy.{tiny_bert.name}")
     assert experiment is not None
-    runs = client.search_runs([experiment.experiment_id])
-    assert {run.data.params["distilled_data.lr_init"] for run in runs} == {"0.1", "0.2"}
+    found = client.search_runs([experiment.experiment_id])
+    *runs, parent = sorted(found, key=lambda run: str(run.data.params["distilled_data.lr_init"]).split(",")[::-1])
+    assert parent.info.status == "FINISHED"
+    assert parent.data.params == dict(override.split("=", 1) for override in overrides)
+    assert [run.data.params["distilled_data.lr_init"] for run in runs] == ["0.1", "0.2"]
     for run in runs:
         assert run.info.status == "FINISHED"
+        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
         folder = Path(run.data.params["base.save_dir"])
         assert run.data.metrics["avg.accuracy"] == results_of(folder)["metrics"]["accuracy"]["mean"]
         assert {"train_loss", "lr.0", "optimizer_lr", "validation_loss", "std.accuracy"} <= run.data.metrics.keys()
@@ -276,8 +281,8 @@ def test_sweep_makes_a_folder_and_a_tracked_run_for_every_job(tiny_bert: Path, t
 
 
 def test_sweep_line_of_the_reference(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Its README's line composes as it is; jobs get folders of their own, and the store comes before them."""
-    seen: list[config.RunConfig | Path] = []
+    """Its README's line composes as it is; jobs get folders of their own, after the MLflow run of the sweep."""
+    seen: list[Any] = []
     results = {"task": "", "model": {"name": ""}, "protocol": "", "seed": 0, "metrics": {}}
     results |= {"splits": {"test": {"rows": 0, "source": ""}}, "validation": {"loss": 0.5}}
 
@@ -290,19 +295,70 @@ def test_sweep_line_of_the_reference(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         return results
 
     monkeypatch.setattr(commands, "distill", fake)
-    monkeypatch.setattr(config, "ensure_store", seen.append)
+    sweep_run = Mock(side_effect=lambda *arguments: seen.append(arguments) or Mock())
+    monkeypatch.setattr(config, "SweepRun", sweep_run)
     main(["distill", *SWEEP_OF_THE_REFERENCE])
-    store, *runs = seen
-    assert store == Path("./save")
-    grid = [(run.distilled_data.lr_init, run.train.lr_inputs_embeds) for run in runs]  # type: ignore[union-attr]
+    (root, experiment, sweep, given), *runs = seen
+    assert (root, experiment) == (Path("./save"), "sst2.bert-base-uncased")
+    assert list(given) == SWEEP_OF_THE_REFERENCE[1:]
+    grid = [(run.distilled_data.lr_init, run.train.lr_inputs_embeds) for run in runs]
     assert grid == [(lr_init, lr) for lr_init in (0.01, 0.1) for lr in (0.1, 0.01, 0.001)]
-    assert len({run.base.save_dir for run in runs}) == 6  # type: ignore[union-attr]
+    assert len({run.base.save_dir for run in runs}) == 6
     for number, run in enumerate(runs):
         assert isinstance(run, config.RunConfig)
+        assert run.base.sweep == sweep
         assert run.base.save_dir.startswith(f"{tmp_path}/save/sst2.bert-base-uncased/dpc_1.")
         assert run.base.save_dir.endswith(f".job_{number}")
         assert run.train.save_ckpt_dir == f"{run.base.save_dir}/checkpoints"
         assert run.distilled_data.label_type == "unrestricted"
+
+
+def test_job_that_fails_does_not_end_the_others(
+    tiny_bert: Path, toy_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overrides = toy.overrides(tiny_bert, toy_data, tmp_path / "save", "train.max_steps=1", "distilled_data.lr_init=0,1")
+    with pytest.raises(SystemExit) as exit_info:
+        main(["distill", *overrides, "-m"])
+    out, err = capsys.readouterr()
+    assert exit_info.value.code == 1
+    reason = "job 0 failed: distilled_data.lr_init must be above 0 and finite, got 0.0"
+    assert out.count(reason) == 1
+    assert f"\ntextdistill: error: {reason}\n" in err
+    assert "Traceback" not in err
+    (finished,) = (tmp_path / "save").glob("toy.*/*.job_*/results.json")
+    assert finished.parent.name.endswith(".job_1")
+
+
+def test_parallel_jobs_are_runs_of_one_sweep(
+    tiny_bert: Path, toy_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where one fails, of which the sweep's own run tells."""
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    root = tmp_path / "save"
+    overrides = toy.overrides(tiny_bert, toy_data, root, "train.max_steps=1", "tracking=mlflow")
+    overrides.remove("tracking=none")
+    jobs = ["distilled_data.lr_init=0,0.1,0.2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "-m"]
+    with pytest.raises(SystemExit) as exit_info:
+        main(["distill", *overrides, *jobs])
+    err = capsys.readouterr().err
+    assert exit_info.value.code == 1
+    assert "\ntextdistill: error: job 0 failed: distilled_data.lr_init must be above 0 and finite, got 0.0\n" in err
+    assert "Traceback" not in err
+    folders = sorted(root.glob("toy.*/*.job_*/results.json"))
+    assert [path.parent.name.rpartition(".")[2] for path in folders] == ["job_1", "job_2"]
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{root}/mlflow.db")
+    experiment = client.get_experiment_by_name(f"toy.{tiny_bert.name}")
+    assert experiment is not None
+    found = client.search_runs([experiment.experiment_id])
+    (parent,) = [run for run in found if run.data.params["distilled_data.lr_init"] == "0,0.1,0.2"]
+    assert parent.info.status == "FAILED"
+    children = [run for run in found if run is not parent]
+    assert len(children) == 2
+    for run in children:
+        assert run.info.status == "FINISHED"
+        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
 
 
 def test_distill_returns_the_validation_metric(

@@ -25,6 +25,7 @@ from textdistill.trainer import OptimizerType
 
 # Keys that the reference implementation does not have.
 OURS = {
+    "base.sweep",
     "data.path",
     "data.text_columns",
     "data.label_column",
@@ -339,7 +340,7 @@ FREE = {
     *("base.save_dir", "base.data_dir_root", "data.path", "data.datasets_path", "data.preprocessed_datasets_path"),
     *("data.num_proc", "data.streaming", "data.force_preprocess"),
     *("train.resume", "train.save_ckpt_dir", "train.checkpoint_interval"),
-    *("train.log_interval", "train.val_interval", "train.val_steps", "train.trajectory", "tracking"),
+    *("train.log_interval", "train.val_interval", "train.val_steps", "train.trajectory", "tracking", "base.sweep"),
 }
 
 

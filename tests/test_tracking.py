@@ -27,7 +27,17 @@ from omegaconf import OmegaConf
 from textdistill import tracking
 from textdistill.commands import track
 from textdistill.config import RunConfig, load_run_config
-from textdistill.tracking import JsonLines, MlflowRun, RunTracker, Tracking, ensure_store, open_tracker, read_lines
+from textdistill.tracking import (
+    JsonLines,
+    MlflowRun,
+    RunTracker,
+    Status,
+    SweepRun,
+    Tracking,
+    ensure_store,
+    open_tracker,
+    read_lines,
+)
 
 # --- JSON lines
 
@@ -66,7 +76,7 @@ def test_json_lines_go_on_where_they_ended(tmp_path: Path) -> None:
     for step in range(2):
         tracker = RunTracker(tmp_path, None)
         tracker.log_metrics({"loss": 1.0}, step)
-        tracker.close(failed=step == 0)
+        tracker.close(Status.FAILED if step == 0 else Status.FINISHED)
     assert [line["step"] for line in lines_of(tmp_path)] == [0, 1]
 
 
@@ -385,12 +395,12 @@ def test_server_shows_the_run(root: Path, finished_run: str, server: str) -> Non
     ]
 
 
-@pytest.mark.parametrize(("failed", "status"), [(False, "FINISHED"), (True, "FAILED")])
-def test_status_at_the_end(root: Path, failed: bool, status: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("status", Status)
+def test_status_at_the_end(root: Path, status: Status, tmp_path: Path) -> None:
     run = MlflowRun(root, "status", "run", tmp_path)
     assert run._client.get_run(run.run_id).info.status == "RUNNING"
     run.log_lines([line(1, loss=1.0)])
-    run.close(failed)
+    run.close(status)
     found = run._client.get_run(run.run_id)
     assert found.info.status == status
     assert found.data.metrics == {"loss": 1.0}
@@ -447,7 +457,7 @@ def test_run_goes_on_as_the_same_mlflow_run(root: Path, tmp_path: Path) -> None:
     tracker.log_metrics({"loss": 1.0}, 1)
     mark = tracker.mark()
     tracker.log_metrics({"loss": 0.5}, 2)
-    tracker.close(failed=True)
+    tracker.close(Status.FAILED)
     before = history(root, run_id)
     assert [step for step, *_ in before["loss"]] == [1, 2]
 
@@ -576,6 +586,45 @@ def test_track_of_a_run_without_results_says_failed(root: Path, run_folder: Path
     (run_folder / "results.json").unlink()
     run_id = track(run_folder)
     assert tracking._client(ensure_store(root)).get_run(run_id).info.status == "FAILED"
+
+
+# --- Sweeps
+
+
+def test_run_of_a_sweep_has_its_run_as_parent(root: Path, tmp_path: Path) -> None:
+    """So has one that is completed later; runs of no sweep, or of one that the store does not know, have none."""
+    sweep = SweepRun(root, "sweeps", "a-sweep", ["a=1", "+b=[1,2]", "a=1,2"])
+    parents = {}
+    for name, of in {"job": "a-sweep", "plain": "", "stray": "another"}.items():
+        (tmp_path / name).mkdir()
+        run = MlflowRun(root, "sweeps", name, tmp_path / name, of)
+        run.close()
+        parents[name] = run._client.get_run(run.run_id).data.tags.get("mlflow.parentRunId")
+    assert parents["plain"] is parents["stray"] is None
+    found = run._client.get_run(parents["job"])
+    assert (found.info.run_name, found.info.status) == ("sweep.a-sweep", "RUNNING")
+    assert found.data.params == {"a": "1,2", "b": "[1,2]"}
+    sweep.close(Status.FAILED)
+    assert run._client.get_run(parents["job"]).info.status == "FAILED"
+    again = SweepRun(root, "sweeps", "a-sweep", ["a=3"])
+    assert run._client.get_run(parents["job"]).info.status == "RUNNING"
+    again.close(Status.FINISHED)
+    found = run._client.get_run(parents["job"])
+    assert (found.info.status, found.data.params["a"]) == ("FINISHED", "1,2")
+
+
+def test_sweep_whose_own_run_fails_goes_on(
+    root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def locked(_: Path) -> None:
+        raise sqlite3.OperationalError("database is locked")
+
+    monkeypatch.setattr(tracking, "ensure_store", locked)
+    SweepRun(root, "sweeps", "locked", []).close(Status.FINISHED)
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        "MLflow failed (OperationalError: database is locked) in the sweep's own run; its jobs go on"
+    )
 
 
 def test_track_needs_a_run(tmp_path: Path) -> None:

@@ -17,6 +17,9 @@ from typing import Any, NoReturn, TypeVar
 
 T = TypeVar("T")
 
+# What a user can put right. OSError: transformers and datasets raise it for a model or dataset that they cannot find.
+USER_ERRORS = (ValueError, OSError, FloatingPointError)
+
 HELP = """\
 usage: textdistill VERB ...
 
@@ -152,23 +155,41 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _distill(arguments: list[str]) -> None:
     import hydra
     from hydra.core.hydra_config import HydraConfig
+    from hydra.errors import CompactHydraException
     from hydra.types import RunMode
     from omegaconf import DictConfig, OmegaConf
 
     from textdistill import commands, config
+    from textdistill.tracking import Status
 
     def job(tree: DictConfig) -> float:
+        # A sweep's job may have a process of its own.
+        _quiet()
         runtime = HydraConfig.get()
-        if runtime.mode is RunMode.MULTIRUN:
+        sweep = runtime.mode is RunMode.MULTIRUN
+        if sweep:
             tree.base.save_dir = runtime.runtime.output_dir
+            tree.base.sweep = runtime.callbacks["sweep"]["name"]
         run_config = config.to_run_config(tree)
         composed = {
             "config.yaml": OmegaConf.to_yaml(tree),
             "hydra.yaml": OmegaConf.to_yaml(OmegaConf.create({"hydra": runtime})),
             "overrides.yaml": OmegaConf.to_yaml(runtime.overrides.task),
         }
+
+        def distill() -> dict[str, Any]:
+            try:
+                return commands.distill(run_config, composed)
+            except USER_ERRORS as error:
+                if not sweep:
+                    raise
+                # The other jobs go on; Hydra shows the first such error at the end, without a traceback.
+                failed = f"job {runtime.job.num} failed: {' '.join(str(error).split())}"
+                logging.getLogger(__name__).error(failed)
+                raise CompactHydraException(f"textdistill: error: {failed}") from error
+
         # Inside the job: Hydra would print a traceback for an exception, and lets an exit through.
-        results = _guarded(lambda: commands.distill(run_config, composed))
+        results = _guarded(distill)
         _print_results(results, Path(run_config.base.save_dir))
         # Without training there is no validation, and a sweeper must not choose by the reported split.
         selected: float = results["validation"]["loss"] if "validation" in results else math.nan
@@ -176,12 +197,16 @@ def _distill(arguments: list[str]) -> None:
 
     with ExitStack() as stack:
         if _rank() > 0:
-            # Hydra makes its folders in every process, and the run's name has the time in it.
+            # Hydra makes its folders, and a sweep's MLflow run, in every process; process 0's are the ones that count.
             unused = stack.enter_context(tempfile.TemporaryDirectory())
             folders = [f"hydra.run.dir={unused}", f"hydra.sweep.dir={unused}"]
-            arguments = [*arguments, *folders, "hydra.job_logging.root.level=WARNING"]
+            arguments = [*arguments, *folders, "hydra.job_logging.root.level=WARNING", "tracking=none"]
         sys.argv = ["textdistill distill", *arguments]
-        hydra.main(config_path="pkg://textdistill.conf", config_name="config", version_base="1.3")(job)()
+        try:
+            hydra.main(config_path="pkg://textdistill.conf", config_name="config", version_base="1.3")(job)()
+        except BaseException:
+            config.Sweep.end(Status.FAILED)
+            raise
 
 
 def _evaluate(arguments: list[str]) -> None:
@@ -322,8 +347,7 @@ def _guarded(work: Callable[..., T], *arguments: Any) -> T:
     """Runs ``work``; what a user can put right ends in one line and exit status 2."""
     try:
         return work(*arguments)
-    # OSError: transformers and datasets raise it for a model or dataset that they cannot find.
-    except (ValueError, OSError, FloatingPointError) as error:
+    except USER_ERRORS as error:
         logging.getLogger(__name__).debug("traceback", exc_info=error)
         _fail(str(error))
     except KeyboardInterrupt as error:

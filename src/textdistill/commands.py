@@ -7,7 +7,7 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from importlib.metadata import version
@@ -27,12 +27,25 @@ from textdistill.processes import Processes
 from textdistill.storage import replacing
 from textdistill.task import TextTask, load_task
 from textdistill.tokens import TokenizedSplit, tokenize
-from textdistill.tracking import METRICS_FILE, MlflowRun, NullTracker, RunTracker, Tracker, open_tracker, read_lines
+from textdistill.tracking import (
+    METRICS_FILE,
+    MlflowRun,
+    NullTracker,
+    RunTracker,
+    Status,
+    Tracker,
+    open_tracker,
+    read_lines,
+)
 from textdistill.trainer import fit
 
 logger = logging.getLogger(__name__)
 
 Results = dict[str, Any]
+
+
+class Stopped(Exception):
+    """Raised by what watches a training, to end it where it is."""
 
 
 def distill(config: RunConfig, composed: Mapping[str, str] | None = None) -> Results:
@@ -58,11 +71,50 @@ def distill(config: RunConfig, composed: Mapping[str, str] | None = None) -> Res
         Interrupted: by SIGINT or SIGTERM while training; ``train.resume`` goes on from there.
 
     """
-    bench = _Bench(config)
+    with _training(config, composed or {}) as (bench, distilled, record, training):
+        started = time.monotonic()
+        scores = _score(config, bench, distilled)
+        seconds = training["training_seconds"] + time.monotonic() - started
+        results = bench.results(scores) | training | {"seconds": seconds}
+        if record is not None:
+            _keep(bench.config, distilled, scores, training, results, record)
+    return results
+
+
+def train(config: RunConfig, watched: Callable[[Tracker], Tracker]) -> dict[str, Any]:
+    """The first part of ``distill``, which never looks at the reported split.
+
+    ``distill`` with ``train.resume`` goes on from its end and adds the score.
+
+    Args:
+        config: see there.
+        watched: wraps the tracker; may raise ``Stopped`` from it to end the training.
+
+    Returns:
+        ``outer_steps``, ``best_step``, ``validation`` (metrics of the best step) and times.
+
+    Raises:
+        Stopped: so the tracker said; the run's record ends as one that was killed.
+        ValueError, FileNotFoundError, FloatingPointError, Interrupted: as ``distill``.
+
+    """
+    with _training(config, {}, watched) as (*_, training):
+        return training
+
+
+@contextmanager
+def _training(
+    config: RunConfig, composed: Mapping[str, str], watched: Callable[[Tracker], Tracker] = lambda tracker: tracker
+) -> Iterator[tuple[_Bench, DistilledDataset, RunTracker | None, dict[str, Any]]]:
+    """A run that holds its folder, is recorded, and has trained its set; its record ends with the block.
+
+    Only process 0 has a record.
+    """
     processes = Processes()
     if config.train.batches_per_step is None:
         # Written down, so that the run goes on as it began with any number of processes.
         config = replace(config, train=replace(config.train, batches_per_step=processes.count))
+    bench = _Bench(config)
     distilled = _initial(config, bench)
     settings = config.fixed() | {"data": bench.task.fingerprint, "model": bench.learner.revision}
     with ExitStack() as stack:
@@ -71,45 +123,44 @@ def distill(config: RunConfig, composed: Mapping[str, str] | None = None) -> Res
         if processes.main:
             stack.enter_context(sole_writer(Path(config.base.save_dir)))
             checkpoint = _earlier(config, settings)
-            record = stack.enter_context(_recorded(config, composed or {}))
+            record = stack.enter_context(_recorded(config, composed))
         checkpoint = processes.broadcast(checkpoint)
         tracker = record or NullTracker()
         training: dict[str, Any] = {"outer_steps": 0, "training_seconds": 0.0}
         if config.train.skip_train:
             tracker.rewind(0)
         else:
-            training = _train(config, bench, distilled, tracker, settings, checkpoint)
-        started = time.monotonic()
-        scores = _score(config, bench, distilled)
-        seconds = training["training_seconds"] + time.monotonic() - started
-        results = bench.results(scores) | training | {"seconds": seconds}
-        if record is not None:
-            _keep(config, distilled, scores, training, results, record)
-    return results
+            training = _train(config, bench, distilled, watched(tracker), settings, checkpoint)
+        yield bench, distilled, record, training
 
 
 @contextmanager
 def _recorded(config: RunConfig, composed: Mapping[str, str]) -> Iterator[RunTracker]:
-    """A block whose configuration, log, metrics and outcome go to the run folder and to MLflow."""
-    run_dir = Path(config.base.save_dir)
+    """A block whose configuration, log, metrics, files and outcome go to the run folder and to MLflow."""
+    run_dir, base = Path(config.base.save_dir), config.base
     with replacing(run_dir / "config.yaml") as partial:
         OmegaConf.save(OmegaConf.structured(config), partial)
     for name, text in composed.items():
         (run_dir / ".hydra").mkdir(exist_ok=True)
         (run_dir / ".hydra" / name).write_text(text, encoding="utf-8")
-    with _log_file(run_dir / "run.log"):
+    with ExitStack() as stack:
+        stack.enter_context(_log_file(run_dir / "run.log"))
         logger.info("run folder: %s", run_dir)
-        base = config.base
         tracker = open_tracker(
-            config.tracking, run_dir, Path(base.save_dir_root), base.experiment_name, base.run_name
-        )  # fmt: skip
+            config.tracking, run_dir, Path(base.save_dir_root), base.experiment_name, base.run_name, base.sweep
+        )
+        stack.push(lambda kind, *_: tracker.close(_status(kind)))
         tracker.log_params(asdict(config))
-        try:
-            yield tracker
-        except BaseException:
-            tracker.close(failed=True)
-            raise
-        tracker.close()
+        yield tracker
+        for path in _artifacts(config):
+            tracker.log_artifact(path)
+
+
+def _status(error: type[BaseException] | None) -> Status:
+    """What a run's record says of the way that it ended."""
+    if error is None:
+        return Status.FINISHED
+    return Status.KILLED if issubclass(error, Stopped) else Status.FAILED
 
 
 def _keep(
@@ -134,8 +185,6 @@ def _keep(
     deviations = {f"std.{name}": s.std for name, s in scores.items()}
     tracker.log_metrics({**averages, **deviations}, training["outer_steps"])
     write_results(run_dir / "results.json", results)
-    for path in _artifacts(config):
-        tracker.log_artifact(path)
 
 
 def resume(run_dir: str | Path) -> Results:
@@ -166,12 +215,13 @@ def track(run_dir: str | Path) -> str:
     base = config.base
     with sole_writer(Path(run_dir)):
         try:
-            mlflow = MlflowRun(Path(base.save_dir_root), base.experiment_name, base.run_name, Path(run_dir))
+            root = Path(base.save_dir_root)
+            mlflow = MlflowRun(root, base.experiment_name, base.run_name, Path(run_dir), base.sweep)
             mlflow.log_params(asdict(config))
             mlflow.log_lines(read_lines(Path(run_dir)))
             for path in _artifacts(config):
                 mlflow.log_artifact(path)
-            mlflow.close(failed=not Path(run_dir, "results.json").exists())
+            mlflow.close(Status.FINISHED if Path(run_dir, "results.json").exists() else Status.FAILED)
         except (ValueError, FileNotFoundError):
             raise
         except Exception as error:  # MLflow's, its database's, the disk's

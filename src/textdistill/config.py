@@ -6,7 +6,7 @@ import logging
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_module
@@ -23,7 +23,7 @@ from textdistill.evaluation import EvaluateConfig
 from textdistill.hypergradient import Estimator, Trajectory
 from textdistill.learner import ModelConfig
 from textdistill.task import DataConfig
-from textdistill.tracking import Tracking, ensure_store, flatten
+from textdistill.tracking import Status, SweepRun, Tracking, flatten
 from textdistill.trainer import InnerPrecision, TrainConfig
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ CHANGEABLE = re.compile(
 
 @dataclass
 class BaseConfig:
-    """Names and folders: ``base.*``; ``save_dir`` is the run folder."""
+    """Names and folders: ``base.*``; ``save_dir`` is the run folder, ``sweep`` what the run is a job of, if any."""
 
     experiment_name: str = ""
     method: str = ""
@@ -49,6 +49,7 @@ class BaseConfig:
     save_method_dir: str = ""
     save_dir: str = ""
     data_dir_root: str = ""
+    sweep: str = ""
     seed: int = 42
 
 
@@ -125,13 +126,36 @@ class RunConfig:
         return found
 
 
-class CreateStore(Callback):
-    """Hydra's hook before a sweep: the MLflow store is there before parallel jobs start."""
+class Sweep(Callback):
+    """Hydra's hooks around a sweep: the MLflow run that is the parent of its jobs' is there before the first of them.
+
+    Args:
+        name: the sweep's; the jobs find it in Hydra's configuration.
+
+    """
+
+    # Of the class, since an instance is pickled for the jobs; Hydra runs one sweep at a time.
+    _run: ClassVar[SweepRun | None] = None
+
+    def __init__(self, name: str) -> None:
+        self._name = name
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Creates the store if the sweep tracks with MLflow."""
+        """Makes the run, and the store, if the sweep tracks with MLflow."""
         if config.tracking == Tracking.mlflow:
-            ensure_store(Path(config.base.save_dir_root))
+            root, experiment = Path(config.base.save_dir_root), config.base.experiment_name
+            Sweep._run = SweepRun(root, experiment, self._name, config.hydra.overrides.task)
+
+    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
+        """Ends the run as finished: Hydra calls this if no job has failed, and otherwise not at all."""
+        Sweep.end(Status.FINISHED)
+
+    @classmethod
+    def end(cls, status: Status) -> None:
+        """Ends the run of the sweep in this process unless it has ended, or there is none."""
+        run, cls._run = cls._run, None
+        if run is not None:
+            run.close(status)
 
 
 def compose(*overrides: str) -> RunConfig:

@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
 RUN_ID_FILE = "mlflow.json"
+# Tag of the MLflow run that is the parent of a sweep's; its value is the sweep's name.
+SWEEP_TAG = "textdistill.sweep"
 
 # Limits of one MLflow call, and the pause between two: a call costs 10 ms and 0.1 ms for each metric.
 MAX_PARAMS = 100
@@ -43,6 +45,14 @@ class Tracking(StrEnum):
 
     mlflow = "mlflow"
     none = "none"
+
+
+class Status(StrEnum):
+    """How a run ended, as MLflow calls it; KILLED: stopped by what watches it."""
+
+    FINISHED = "FINISHED"
+    FAILED = "FAILED"
+    KILLED = "KILLED"
 
 
 class Tracker(Protocol):
@@ -132,13 +142,14 @@ class MlflowRun:
         experiment: name of the experiment.
         run_name: name of the run, need not be unique.
         run_dir: keeps the run's id in ``mlflow.json``; a run folder that has one goes on with that run.
+        sweep: name of the sweep whose ``SweepRun`` becomes the parent, if the store has it; empty for none.
 
     Attributes:
         run_id: MLflow's id of the run.
 
     """
 
-    def __init__(self, root: Path, experiment: str, run_name: str, run_dir: Path) -> None:
+    def __init__(self, root: Path, experiment: str, run_name: str, run_dir: Path, sweep: str = "") -> None:
         self._client = _client(ensure_store(root))
         self._logged: set[tuple[str, int]] = set()
         self._params: set[str] = set()
@@ -147,7 +158,10 @@ class MlflowRun:
         known = self._known_run(run_dir / RUN_ID_FILE)
         if known is None:
             experiment_id = _experiment_id(self._client, root, experiment)
-            known = str(self._client.create_run(experiment_id, run_name=run_name).info.run_id)
+            parent = _sweep_run_id(self._client, sweep) if sweep else None
+            # As MLflow itself marks a nested run.
+            tags = {"mlflow.parentRunId": parent} if parent else {}
+            known = str(self._client.create_run(experiment_id, run_name=run_name, tags=tags).info.run_id)
             with storage.replacing(run_dir / RUN_ID_FILE) as partial:
                 partial.write_text(json.dumps({"run_id": known}) + "\n", encoding="utf-8")
         self.run_id = known
@@ -188,10 +202,10 @@ class MlflowRun:
         self._pending = []
         self._flushed = time.monotonic()
 
-    def close(self, failed: bool = False) -> None:
-        """Write the buffer and set the run's status, FINISHED or FAILED."""
+    def close(self, status: Status = Status.FINISHED) -> None:
+        """Write the buffer and set the run's status."""
         self.flush()
-        self._client.set_terminated(self.run_id, status="FAILED" if failed else "FINISHED")
+        self._client.set_terminated(self.run_id, status=str(status))
 
     def _known_run(self, path: Path) -> str | None:
         """The run of an earlier process, with what it has logged, unless there is none in the store."""
@@ -214,6 +228,60 @@ class MlflowRun:
             self._logged |= {(name, metric.step) for metric in self._client.get_metric_history(run_id, name)}
         self._client.update_run(run_id, status="RUNNING")
         return run_id
+
+
+class SweepRun:
+    """The MLflow run of a sweep, parent of its jobs' runs: made by the one process that starts the jobs, before them.
+
+    Where MLflow fails, that is one warning, and the jobs' runs have no parent.
+
+    Args:
+        root: the folder of all runs.
+        experiment: name of the experiment, created if need be.
+        sweep: the sweep's name, no other sweep's in ``root``; letters, digits, ``.``, ``-`` and ``_``. One that has a
+            run already goes on with it.
+        overrides: of the sweep, ``key=value``; the run's parameters.
+
+    """
+
+    def __init__(self, root: Path, experiment: str, sweep: str, overrides: Iterable[str]) -> None:
+        self._run: tuple[MlflowClient, str] | None = None
+        try:
+            client = _client(ensure_store(root))
+            run_id = _sweep_run_id(client, sweep)
+            if run_id is None:
+                experiment_id = _experiment_id(client, root, experiment)
+                run = client.create_run(experiment_id, run_name=f"sweep.{sweep}", tags={SWEEP_TAG: sweep})
+                run_id = str(run.info.run_id)
+                # Of two for one key the last one counts.
+                for key, value in dict(override.lstrip("+~").partition("=")[::2] for override in overrides).items():
+                    client.log_param(run_id, key, value)
+            else:
+                client.update_run(run_id, status="RUNNING")
+            self._run = client, run_id
+        except Exception as error:
+            self._warn(error)
+
+    def close(self, status: Status) -> None:
+        """Set the run's status."""
+        try:
+            if self._run is not None:
+                client, run_id = self._run
+                client.set_terminated(run_id, status=str(status))
+        except Exception as error:
+            self._warn(error)
+
+    @staticmethod
+    def _warn(error: Exception) -> None:
+        reason = str(error).strip().partition("\n")[0]
+        logger.warning("MLflow failed (%s: %s) in the sweep's own run; its jobs go on", type(error).__name__, reason)
+
+
+def _sweep_run_id(client: MlflowClient, sweep: str) -> str | None:
+    """Id of a sweep's own run."""
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    found = client.search_runs(experiments, filter_string=f"tags.`{SWEEP_TAG}` = '{sweep}'", max_results=1)
+    return str(found[0].info.run_id) if found else None
 
 
 class RunTracker:
@@ -258,10 +326,10 @@ class RunTracker:
         self._lines.cut(mark)
         self._beside(lambda mlflow: mlflow.log_lines(read_lines(self._run_dir)))
 
-    def close(self, failed: bool = False) -> None:
-        """Write what is pending and end the run as finished or failed."""
+    def close(self, status: Status = Status.FINISHED) -> None:
+        """Write what is pending and end the run."""
         self._lines.close()
-        self._beside(lambda mlflow: mlflow.close(failed))
+        self._beside(lambda mlflow: mlflow.close(status))
 
     def _beside(self, work: Callable[[MlflowRun], None]) -> None:
         if (mlflow := self._mlflow) is not None:
@@ -282,7 +350,9 @@ class RunTracker:
             logger.debug("traceback", exc_info=error)
 
 
-def open_tracker(tracking: Tracking, run_dir: Path, root: Path, experiment: str, run_name: str) -> RunTracker:
+def open_tracker(
+    tracking: Tracking, run_dir: Path, root: Path, experiment: str, run_name: str, sweep: str = ""
+) -> RunTracker:
     """Start recording a run, or go on.
 
     Args:
@@ -291,11 +361,12 @@ def open_tracker(tracking: Tracking, run_dir: Path, root: Path, experiment: str,
         root: the folder of all runs, where the MLflow store lives; created if need be.
         experiment: MLflow's experiment, shared by runs that are compared.
         run_name: MLflow's name of the run, need not be unique.
+        sweep: name of the sweep that the run belongs to; empty for none.
 
     """
     if tracking is Tracking.none:
         return RunTracker(run_dir, None)
-    return RunTracker(run_dir, lambda: MlflowRun(root, experiment, run_name, run_dir))
+    return RunTracker(run_dir, lambda: MlflowRun(root, experiment, run_name, run_dir, sweep))
 
 
 def ensure_store(root: Path) -> str:
