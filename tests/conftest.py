@@ -107,6 +107,23 @@ def tiny_bert(save_model: SaveModel, tmp_path_factory: pytest.TempPathFactory) -
 
 
 @pytest.fixture(scope="session")
+def separable_bert(
+    tiny_bert: Path, tokenizer: PreTrainedTokenizerBase, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The tiny BERT, with word embeddings in which the words of a class have something in common."""
+    model = AutoModel.from_pretrained(tiny_bert)
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        embeddings = model.get_input_embeddings().weight
+        for words in CLASS_WORDS.values():
+            embeddings[tokenizer.convert_tokens_to_ids(words)] += torch.randn(embeddings.size(1), generator=draw)
+    folder = tmp_path_factory.mktemp("models") / "separable-bert"
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_learner(tiny_bert: Path) -> Learner:
     """A learner of 3 classes in float64."""
     return Learner(ModelConfig(model_name=str(tiny_bert)), CLASS_NAMES).to(dtype=torch.float64)

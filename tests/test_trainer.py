@@ -14,9 +14,8 @@ import pytest
 import torch
 from torch import Tensor
 from torch.optim import Adam, AdamW
-from transformers import AutoModel, PreTrainedTokenizerBase
 
-from conftest import CLASS_NAMES, CLASS_WORDS
+from conftest import CLASS_NAMES
 from textdistill import trainer
 from textdistill.attention import AttentionLabelType
 from textdistill.baselines import random_samples
@@ -921,23 +920,6 @@ def test_fp16_and_bf16_exclude_each_other() -> None:
 
 
 # --- It learns
-
-
-@pytest.fixture(scope="module")
-def separable_bert(
-    tiny_bert: Path, tokenizer: PreTrainedTokenizerBase, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """The tiny BERT, with word embeddings in which the words of a class have something in common."""
-    model = AutoModel.from_pretrained(tiny_bert)
-    draw = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        embeddings = model.get_input_embeddings().weight
-        for words in CLASS_WORDS.values():
-            embeddings[tokenizer.convert_tokens_to_ids(words)] += torch.randn(embeddings.size(1), generator=draw)
-    folder = tmp_path_factory.mktemp("models") / "separable-bert"
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 def test_distilled_beats_random_real_samples(

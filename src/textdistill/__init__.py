@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from textdistill.commands import baseline, distill, evaluate, finetune, resume, show, track, verify
     from textdistill.config import compose
     from textdistill.distilled import DistilledDataset
+    from textdistill.tuning import tune
 
 __all__ = [
     "DistilledDataset",
@@ -20,10 +21,11 @@ __all__ = [
     "resume",
     "show",
     "track",
+    "tune",
     "verify",
 ]
 
-_HOMES = {"DistilledDataset": "distilled", "compose": "config"}
+_HOMES = {"DistilledDataset": "distilled", "compose": "config", "tune": "tuning"}
 
 
 def __getattr__(name: str) -> Any:

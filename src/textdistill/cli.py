@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import re
+import shlex
 import signal
 import sys
 import tempfile
@@ -32,6 +33,7 @@ Distils a text-classification dataset into a few learned samples that fine-tune 
   baseline {full,random} [key=value ...]       score full data, or random real samples
   resume   RUN_DIR                             go on with an interrupted run
   verify   DISTILLED_DIR [key=value ...]       check a set's files and measure its stated score again
+  tune     [key=value ...] [--trials N]        search for better settings on validation
   track    RUN_DIR                             complete the MLflow run of a run folder
 
 textdistill VERB --help tells more.
@@ -117,6 +119,21 @@ whether it falls within its stated spread, and prints what looks unusual in the 
 {_KEYS}
   evaluate.n_eval_model=N            learners in the score
 """,
+    "tune": f"""\
+usage: textdistill tune [key=value ...] [--trials N] [--study NAME]
+
+Searches for settings with a low validation loss, with the defaults as the first trial, and scores the best run on the
+reported split. The same command again goes on with the study; a larger N makes it longer. Needs the extra tune.
+
+  key=a,b   key=choice(a,b)                one of several values
+  key=range(1,5)   key=range(1,9,2)        numbers of a range, without its end
+  'key=interval(0.1,0.5)'                  any number in between
+  'key=tag(log,interval(0.001,0.1))'       the same, evenly over its logarithm
+  'key=tag(int,interval(1,8))'             whole numbers, both ends included
+  --trials N       of the study in all (default 20), those stopped early and those that diverged included
+  --study NAME     folder of its runs in base.save_dir_root (default: base.experiment_name)
+
+{_KEYS}""",
     "track": """\
 usage: textdistill track RUN_DIR
 
@@ -147,6 +164,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "baseline": _baseline,
         "resume": _resume,
         "verify": _verify,
+        "tune": _tune,
         "track": _track,
     }
     _guarded(verbs[verb], rest)
@@ -310,6 +328,28 @@ def _resume(arguments: list[str]) -> None:
 
     run_dir = _only("resume", "RUN_DIR", arguments)
     _print_results(commands.resume(run_dir), Path(run_dir))
+
+
+def _tune(arguments: list[str]) -> None:
+    try:
+        from textdistill.tuning import tune
+    except ModuleNotFoundError as error:
+        if error.name != "optuna":
+            raise
+        raise ValueError("tune needs Optuna; install the extra: pip install 'textdistill[tune]'") from error
+
+    parser = argparse.ArgumentParser("textdistill tune", add_help=False, allow_abbrev=False)
+    parser.add_argument("overrides", nargs="*")
+    parser.add_argument("--trials", type=int, default=20)
+    parser.add_argument("--study")
+    given = parser.parse_intermixed_args(arguments)
+    found = tune(given.overrides, given.trials, given.study)
+    for trial in found["trials"]:
+        loss = "" if trial["validation_loss"] is None else f"{trial['validation_loss']:.4f}"
+        print(f"trial {trial['number']:3} {trial['state']:8} {loss:8} {' '.join(trial['overrides']) or 'the defaults'}")
+    print(f"best: trial {found['best']['number']}")
+    _print_results(found["results"], Path(found["run_dir"]))
+    print(f"textdistill distill {shlex.join(found['overrides'])}")
 
 
 def _track(arguments: list[str]) -> None:
