@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -26,7 +25,6 @@ def configure(model: str, *overrides: str) -> RunConfig:
     """Our defaults with the README's labels, then ``overrides``."""
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    logging.getLogger("textdistill").setLevel(logging.ERROR)
     return compose(f"model.model_name={model}", *README, *overrides)
 
 
