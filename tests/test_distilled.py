@@ -371,6 +371,7 @@ def test_labels_of_keys_out_of_reach_stay_zero(
         outer_loss_of(learner),
         learner.fresh_params(0),
         batches,
+        eps=3e-5,  # in so few weights the default step rounds away
     )
     gradient = distilled.pull_back(batches, result.parts)["attention_labels"]
     assert gradient.isfinite().all()
