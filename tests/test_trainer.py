@@ -826,6 +826,25 @@ def test_optimizer_types(kind: str, moved: float, tiny_learner: Learner, toy_spl
         torch.testing.assert_close(tensor, before[name] - moved, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["adamw", "adam"])
+@pytest.mark.parametrize(("given", "beta2"), [({}, 0.99), ({"adam_beta2": 0.5}, 0.5)])
+def test_adam_beta2(
+    given: dict[str, float], beta2: float, kind: str, tiny_learner: Learner, toy_split: TokenizedSplit
+) -> None:
+    """A step after a gradient of ones and one of zeros."""
+    distilled = create(tiny_learner, toy_split, **SOFT)
+    config = TrainConfig(optimizer_type=OptimizerType(kind), lr_inputs_embeds=0.1, **given)
+    optimizer = make_optimizer(distilled, config)
+    for gradient in (1.0, 0.0):
+        before = raw_copy(distilled)
+        for tensor in distilled.raw.values():
+            tensor.grad = torch.full_like(tensor, gradient)
+        optimizer.step()
+    moved = 0.1 * (0.9 * 0.1 / (1 - 0.9**2)) / math.sqrt(beta2 * (1 - beta2) / (1 - beta2**2))
+    for name, tensor in raw_copy(distilled).items():
+        torch.testing.assert_close(tensor, before[name] - moved, rtol=0, atol=1e-6)
+
+
 def test_hard_labels_are_not_learned(
     tiny_learner: Learner, toy_split: TokenizedSplit, run: Callable[..., FitResult]
 ) -> None:
@@ -853,7 +872,7 @@ def test_hard_labels_are_not_learned(
         pytest.param({"lr_attention_labels": 3.0}, {"attention_labels": 3.0, "labels": 0.01, "lr": 0.01}, id="one"),
     ],
 )
-@pytest.mark.parametrize(("init", "share"), [("noise", 0.1), ("real", 0.2)])
+@pytest.mark.parametrize(("init", "share"), [("noise", 0.1), ("real", 0.4)])
 def test_learning_rates(
     init: str,
     share: float,
@@ -903,6 +922,7 @@ def test_weight_decay_is_on_embeddings_and_attention_only(
             (key, -1.0, "must be at least 0 and finite, got -1")
             for key in ("lr_inputs_embeds", "lr_labels", "weight_decay")
         ),
+        *(("adam_beta2", value, f"must be at least 0 and below 1, got {value}") for value in (-0.1, 1.0, math.nan)),
         ("warmup_ratio", 1.5, "must be from 0 to 1, got 1.5"),
         ("max_grad_norm", 0.0, "must be above 0, or null for no clipping, got 0"),
         ("scheduler_type", "reduce_lr_on_plateau", "must be one of linear, cosine, .*got 'reduce_lr_on_plateau'"),

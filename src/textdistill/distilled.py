@@ -55,7 +55,7 @@ class DistilledDataConfig:
     pretrained_data_path: str | None = None
     data_per_label: int = 1
     attention_label_type: AttentionLabelType = AttentionLabelType.none
-    attention_loss_lambda: float = 1.0
+    attention_loss_lambda: float = 0.5
     seq_length: int = 64
     label_type: LabelType = LabelType.hard
     lr_for_step: bool = True

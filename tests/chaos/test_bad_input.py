@@ -36,6 +36,7 @@ OUTSIDE = {
     "train.lr_labels": ("-0.1", "inf", "nan"),
     "train.lr_lr": ("-0.1", "inf", "nan"),
     "train.warmup_ratio": ("-0.1", "1.1", "nan"),
+    "train.adam_beta2": ("-0.1", "1", "nan"),
     "train.weight_decay": ("-0.1", "inf", "nan"),
     "train.max_grad_norm": ("0", "-1", "nan"),
 }
