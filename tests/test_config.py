@@ -106,7 +106,7 @@ KEYS: dict[str, tuple[Any, dict[str, Any] | str]] = {
     "distilled_data.pretrained_data_path": ("/set", {}),
     "distilled_data.data_per_label": (3, {}),
     "distilled_data.attention_label_type": ("cls", {}),
-    "distilled_data.attention_loss_lambda": (0.5, {}),
+    "distilled_data.attention_loss_lambda": (2.0, {}),
     "distilled_data.seq_length": (32, {}),
     "distilled_data.label_type": ("unrestricted", {}),
     "distilled_data.lr_for_step": (False, {}),
