@@ -1,4 +1,4 @@
-"""Baselines: random real samples through the inner loop, and ordinary fine-tuning on all rows."""
+"""Baselines: coresets through the inner loop or ordinary fine-tuning, and ordinary fine-tuning on all rows."""
 
 from __future__ import annotations
 
@@ -10,9 +10,19 @@ import torch
 from torch.optim import SGD
 
 from textdistill import baselines
-from textdistill.baselines import RANDOM_DRAWS, RANDOM_LRS, full_data, random_samples
+from textdistill.baselines import (
+    DRAWS,
+    INNER_LRS,
+    Baseline,
+    coresets,
+    full_data,
+    herding,
+    inner_loop,
+    k_centers,
+    ordinary,
+)
 from textdistill.batches import stratified_sample
-from textdistill.distilled import DistilledDataConfig, LearnerTrainConfig
+from textdistill.distilled import LearnerTrainConfig
 from textdistill.evaluation import Score, score
 from textdistill.learner import Learner, Params
 from textdistill.losses import task_loss
@@ -39,7 +49,59 @@ def script(monkeypatch: pytest.MonkeyPatch, losses: list[float]) -> list[Params]
     return seen
 
 
-# --- Random real samples
+# --- Choosing rows
+
+CORESETS = [Baseline.random, Baseline.k_centers, Baseline.herding]
+
+
+@pytest.mark.parametrize("kind", CORESETS)
+def test_coresets(kind: Baseline, tiny_learner: Learner, toy_split: TokenizedSplit) -> None:
+    found = coresets(kind, tiny_learner, toy_split, 3, 4, seed=1)
+    assert len(found) == DRAWS == 5
+    for rows in found:
+        assert [toy_split.labels[row] for row in rows] == [0, 1, 2] * 3
+        assert len(set(rows.tolist())) == 9
+    assert all((a == b).all() for a, b in zip(found, coresets(kind, tiny_learner, toy_split, 3, 7, 1), strict=True))
+
+
+@pytest.mark.parametrize("kind", [Baseline.k_centers, Baseline.herding])
+def test_draws_choose_among_other_candidates(
+    kind: Baseline, tiny_learner: Learner, toy_split: TokenizedSplit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    same = coresets(kind, tiny_learner, toy_split, 2, 4, seed=1)
+    assert all(set(rows) == set(same[0]) for rows in same)
+    monkeypatch.setattr(baselines, "CANDIDATES", 4)
+    other = coresets(kind, tiny_learner, toy_split, 2, 4, seed=1)
+    assert len({tuple(sorted(rows)) for rows in other}) > 1
+    # Fewer candidates than samples would leave nothing to choose.
+    monkeypatch.setattr(baselines, "CANDIDATES", 1)
+    assert all(len(set(rows)) == 6 for rows in coresets(kind, tiny_learner, toy_split, 2, 4, seed=1))
+
+
+def test_k_centers_cover() -> None:
+    """The point nearest to the mean (2.4), then the farthest of what is left, one at a time."""
+    points = torch.tensor([[0.0], [1.0], [2.0], [3.0], [6.0]])
+    assert k_centers(points, 5) == [2, 4, 0, 1, 3]
+
+
+def test_herding_follows_the_mean() -> None:
+    """Against the mean of every possible next choice."""
+    points = torch.randn(20, 3, generator=generator(0, "test"))
+    chosen = herding(points, 20)
+    assert sorted(chosen) == list(range(20))
+    for count in range(1, 20):
+        left = set(range(20)) - set(chosen[: count - 1])
+        away = {i: (points[[*chosen[: count - 1], i]].mean(0) - points.mean(0)).norm().item() for i in left}
+        assert away[chosen[count - 1]] == pytest.approx(min(away.values()))
+
+
+def test_too_few_rows(tiny_learner: Learner, toy_split: TokenizedSplit) -> None:
+    for kind in CORESETS:
+        with pytest.raises(ValueError, match="has 10 rows, fewer than the 11 to be drawn"):
+            coresets(kind, tiny_learner, toy_split, 11, 4, seed=0)
+
+
+# --- Real samples through the inner loop
 
 
 @pytest.mark.parametrize("losses", [[2.0, 1.0, 0.5, 0.7, 3.0], [math.nan, 2.0, 1.0, math.nan, math.nan]])
@@ -50,20 +112,21 @@ def test_learning_rate_has_the_lowest_validation_loss(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     script(monkeypatch, losses)
-    _, lr = random_samples(tiny_learner, splits, DistilledDataConfig(), LearnerTrainConfig(), 10, seed=0)
-    assert len(RANDOM_LRS) == 5
-    assert lr == RANDOM_LRS[2]
+    rows = coresets(Baseline.random, tiny_learner, splits["train"], 1, 10, seed=0)
+    _, lr = inner_loop(tiny_learner, splits, rows, LearnerTrainConfig(), 10, seed=0)
+    assert len(INNER_LRS) == 5
+    assert lr == INNER_LRS[2]
 
 
-def test_random_samples_are_plain_gradient_descent(
+def test_inner_loop_is_plain_gradient_descent(
     tiny_learner: Learner, splits: dict[str, TokenizedSplit], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Against torch.optim.SGD on token ids; four steps go round three batches."""
     script(monkeypatch, [3.0, 2.0, 1.0, 2.0, 3.0])
-    shape, inner = DistilledDataConfig(data_per_label=3), LearnerTrainConfig(train_step=4)
-    train, lr = random_samples(tiny_learner, splits, shape, inner, 10, seed=3)
-    for index in (0, 1, RANDOM_DRAWS):
-        draw = generator(3, "baseline", "random", index % RANDOM_DRAWS)
+    chosen = coresets(Baseline.random, tiny_learner, splits["train"], 3, 10, seed=3)
+    train, lr = inner_loop(tiny_learner, splits, chosen, LearnerTrainConfig(train_step=4), 10, seed=3)
+    for index in (0, 1, DRAWS):
+        draw = generator(3, "baseline", "random", index % DRAWS)
         rows = stratified_sample(splits["train"].labels, 3, draw)
         model = tiny_learner.to_model(tiny_learner.fresh_params(stream_seed(3, "head", "evaluation", index)))
         model.get_input_embeddings().requires_grad_(False)
@@ -80,9 +143,37 @@ def test_random_samples_are_plain_gradient_descent(
             torch.testing.assert_close(tensor, expected[name].detach(), rtol=1e-6, atol=1e-7)
 
 
-def test_random_samples_too_few(tiny_learner: Learner, splits: dict[str, TokenizedSplit]) -> None:
-    with pytest.raises(ValueError, match="has 10 rows, fewer than the 11 to be drawn"):
-        random_samples(tiny_learner, splits, DistilledDataConfig(data_per_label=11), LearnerTrainConfig(), 10, seed=0)
+# --- Real samples, ordinary fine-tuning
+
+
+def test_ordinary_learns_its_samples(
+    tiny_learner32: Learner, toy_split: TokenizedSplit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(baselines, "LR", 3e-3)
+    rows = coresets(Baseline.random, tiny_learner32, toy_split, 2, 10, seed=0)
+    train = ordinary(tiny_learner32, toy_split, rows, seed=0)
+    params, again, other = train(1), train(1), train(0)
+    assert all(torch.equal(params[name], again[name]) for name in params)
+    assert not torch.equal(params["classifier.weight"], other["classifier.weight"])
+    batch = toy_split.batch(rows[1])
+    labels = batch.pop("labels")
+    assert task_loss(tiny_learner32.to_model(params)(**batch).logits, labels) < 0.1
+
+
+def test_ordinary_takes_its_steps(
+    tiny_learner32: Learner, toy_split: TokenizedSplit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DiLM's protocol: 200 steps, and batches of 64 rows or, of fewer rows, all of them."""
+    sizes: list[int] = []
+    monkeypatch.setattr(baselines, "_step", lambda model, optimizer, batch: sizes.append(len(batch["labels"])))
+    rows = coresets(Baseline.random, tiny_learner32, toy_split, 3, 10, seed=0)
+    ordinary(tiny_learner32, toy_split, rows, seed=0)(0)
+    assert sizes == [9] * 200
+    monkeypatch.setattr(baselines, "BATCH_SIZE", 4)
+    sizes.clear()
+    ordinary(tiny_learner32, toy_split, rows, seed=0)(0)
+    assert sizes == [4] * 200
+    assert (baselines.LR, baselines.WEIGHT_DECAY) == (1e-4, 0.01)
 
 
 # --- All rows

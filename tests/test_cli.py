@@ -127,12 +127,20 @@ def test_show(distilled_dir: Path, tiny_bert: Path, capsys: pytest.CaptureFixtur
     assert "sample 2\n  labels: a 0.000, b 0.000, c 1.000\n  nearest tokens: " in out
 
 
-@pytest.mark.parametrize("kind", ["full", "random"])
+@pytest.mark.parametrize(
+    ("kind", "training"), [("full", None), ("random", None), ("k-centers", "inner_loop"), ("herding", "ordinary")]
+)
 def test_baseline(
-    kind: str, settings: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    kind: str,
+    training: str | None,
+    settings: Callable[..., list[str]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    main(["baseline", kind, *settings()])
-    assert results_of(tmp_path / "run")["baseline"] == kind
+    main(["baseline", kind, *(["--training", training] if training else []), *settings()])
+    results = results_of(tmp_path / "run")
+    assert results["baseline"] == kind
+    assert results.get("training") == (None if kind == "full" else training or "inner_loop")
     assert f"(n={1 if kind == 'full' else 2} learners)" in capsys.readouterr().out
 
 
@@ -581,7 +589,7 @@ def test_unknown_key_or_value(
         (["verify", "none/such/set"], "'none/such/set' is neither a folder here nor"),
         (["finetune", "none/such/set", "--output", "model"], "'none/such/set' is neither a folder here nor"),
         (["baseline"], "baseline needs its kind"),
-        (["baseline", "herding"], "baseline needs its kind"),
+        (["baseline", "k_centers"], "baseline needs its kind: textdistill baseline {full,random,k-centers,herding}"),
     ],
 )
 def test_bad_arguments(arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

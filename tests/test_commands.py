@@ -607,16 +607,18 @@ def test_evaluate_refuses_other_classes(distilled_dir: Path, composed: Compose, 
     assert_nothing_written(tmp_path)
 
 
+VERBS = ("distill", "evaluate", "finetune")
+
+
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("verb", "change", "message"),
     [
-        ({"hidden_size": 32}, "embedding_size 16, but .* has 32"),
-        ({"num_hidden_layers": 3}, "num_layers 2, but .* has 3"),
-        ({"num_attention_heads": 2}, "num_heads 4, but .* has 2"),
-        ({"max_position_embeddings": 6}, "8 positions, but .* takes at most 6"),
+        *((verb, {"hidden_size": 32}, "embedding_size 16, but .* has 32") for verb in VERBS),
+        *((verb, {"max_position_embeddings": 6}, "8 positions, but .* takes at most 6") for verb in VERBS),
+        ("distill", {"num_hidden_layers": 3}, "num_layers 2, but .* has 3"),
+        ("distill", {"num_attention_heads": 2}, "num_heads 4, but .* has 2"),
     ],
 )
-@pytest.mark.parametrize("verb", ["distill", "evaluate", "finetune"])
 def test_model_of_another_shape_is_refused(
     verb: str,
     change: dict[str, int],
@@ -639,6 +641,29 @@ def test_model_of_another_shape_is_refused(
     assert not (tmp_path / "tuned").exists()
 
 
+@pytest.mark.parametrize("change", [{"num_hidden_layers": 3}, {"num_attention_heads": 2}])
+def test_another_model_of_the_same_width(
+    change: dict[str, int],
+    distilled_dir: Path,
+    composed: Compose,
+    save_model: SaveModel,
+    toy_data: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Attention labels of other layers and heads are left out, and the record says so."""
+    model = save_model(BertConfig(**{**tiny_bert_config().to_dict(), **change}), tmp_path / "other-model")
+    caplog.set_level("WARNING", "textdistill")
+    results = evaluate(distilled_dir, composed(f"model.model_name={model}", "base.seed=5", "evaluate.n_eval_model=1"))
+    assert "attention labels are left out: the set was made for" in caplog.text
+    assert results["distilled_data"]["attention_label_type"] == "none"
+    assert results["made_for"] == DistilledDataset.from_pretrained(distilled_dir).card.model["name"]
+    finetune(distilled_dir, tmp_path / "tuned", str(model), seed=5)
+    accuracy, loss = pipeline_scores(tmp_path / "tuned", toy_data)
+    assert [accuracy] == results["metrics"]["accuracy"]["values"]
+    assert [loss] == pytest.approx(results["metrics"]["loss"]["values"], abs=1e-5)
+
+
 def test_max_length_beyond_the_models_positions(composed: Compose, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"data\.max_length must be at most the 64 positions of .*, got 65"):
         distill(composed("data.max_length=65"))
@@ -646,6 +671,17 @@ def test_max_length_beyond_the_models_positions(composed: Compose, tmp_path: Pat
 
 
 # --- finetune
+
+
+def pipeline_scores(model: Path, toy_data: Path) -> tuple[float, float]:
+    """Accuracy and loss of a model folder on the test split, as a stranger to this package would measure them."""
+    with (toy_data / "test.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    classify = pipeline("text-classification", str(model), device="cpu", top_k=None)
+    answers = [{a["label"]: a["score"] for a in answer} for answer in classify([row["text"] for row in rows])]
+    hits = [max(answer, key=answer.__getitem__) == row["label"] for answer, row in zip(answers, rows, strict=True)]
+    losses = [-math.log(answer[row["label"]]) for answer, row in zip(answers, rows, strict=True)]
+    return sum(hits) / len(hits), sum(losses) / len(losses)
 
 
 def test_finetuned_model_scores_what_evaluate_reports(
@@ -656,14 +692,9 @@ def test_finetuned_model_scores_what_evaluate_reports(
     config = AutoConfig.from_pretrained(tmp_path / "model")
     assert config.id2label == dict(enumerate(CLASS_NAMES))
     assert AutoTokenizer.from_pretrained(tmp_path / "model").model_max_length == 32
-    with (toy_data / "test.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    classify = pipeline("text-classification", str(tmp_path / "model"), device="cpu", top_k=None)
-    answers = [{a["label"]: a["score"] for a in answer} for answer in classify([row["text"] for row in rows])]
-    hits = [max(answer, key=answer.__getitem__) == row["label"] for answer, row in zip(answers, rows, strict=True)]
-    losses = [-math.log(answer[row["label"]]) for answer, row in zip(answers, rows, strict=True)]
-    assert sum(hits) / len(hits) == finished["metrics"]["accuracy"]["values"][0]
-    assert sum(losses) / len(losses) == pytest.approx(finished["metrics"]["loss"]["values"][0], abs=1e-5)
+    accuracy, loss = pipeline_scores(tmp_path / "model", toy_data)
+    assert accuracy == finished["metrics"]["accuracy"]["values"][0]
+    assert loss == pytest.approx(finished["metrics"]["loss"]["values"][0], abs=1e-5)
     # Learners differ in loss, so that this was learner 0 and no other.
     assert len({round(value, 3) for value in finished["metrics"]["loss"]["values"]}) == 3
 
@@ -721,13 +752,22 @@ def test_show_does_without_the_model(distilled_dir: Path, tmp_path: Path, caplog
 # --- baseline
 
 
-def test_baseline_random(composed: Compose, finished: dict[str, Any], tmp_path: Path) -> None:
-    results = baseline("random", composed("base.seed=5", "evaluate.n_eval_model=6"))
+@pytest.mark.parametrize("kind", ["random", "k-centers", "herding"])
+def test_baseline_inner_loop(kind: str, composed: Compose, finished: dict[str, Any], tmp_path: Path) -> None:
+    results = baseline(kind, composed("base.seed=5", "evaluate.n_eval_model=6"))
     assert results == strict_json((tmp_path / "run" / "results.json").read_text())
-    assert results["baseline"] == "random"
-    assert results["lr"] in baselines.RANDOM_LRS
+    assert (results["baseline"], results["training"], results["train_step"]) == (kind, "inner_loop", 1)
+    assert results["data_per_label"] == 1
+    assert results["lr"] in baselines.INNER_LRS
     assert results["metrics"]["accuracy"]["n"] == 6
     # The same rows as distill's.
+    assert results["splits"] == finished["splits"]
+
+
+def test_baseline_ordinary(composed: Compose, finished: dict[str, Any]) -> None:
+    results = baseline("herding", composed("distilled_data.data_per_label=2"), baselines.Training.ordinary)
+    assert (results["baseline"], results["training"], results["data_per_label"]) == ("herding", "ordinary", 2)
+    assert "lr" not in results
     assert results["splits"] == finished["splits"]
 
 
@@ -741,5 +781,5 @@ def test_baseline_full(composed: Compose, finished: dict[str, Any], tmp_path: Pa
 
 
 def test_baseline_of_no_kind(composed: Compose) -> None:
-    with pytest.raises(ValueError, match="unknown baseline 'herding'; known baselines: full, random"):
-        baseline("herding", composed())  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="unknown baseline 'k_centers'; known baselines: full, random, k-c"):
+        baseline("k_centers", composed())

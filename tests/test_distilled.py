@@ -684,10 +684,17 @@ def test_a_learner_of_another_shape_is_refused(
     distilled = create(tiny_learner32, toy_split, attention_label_type=CLS)
     with pytest.raises(ValueError, match=re.escape(message.format(name=name))):
         distilled.check(other)
-    with pytest.raises(ValueError, match=re.escape(message.format(name=name))):
-        distilled.finetune(other)
     if what in ("depth", "heads"):  # these matter to attention labels only
         create(tiny_learner32, toy_split).check(other)
+        fitted = distilled.fitted(other)
+        fitted.check(other)
+        assert fitted.config.attention_label_type is AttentionLabelType.none
+        assert fitted.raw.keys() == distilled.raw.keys() - {"attention_labels"}
+        assert "attention_labels" in distilled.raw
+    else:
+        assert distilled.fitted(other) is distilled
+        with pytest.raises(ValueError, match=re.escape(message.format(name=name))):
+            distilled.finetune(other)
 
 
 def test_attention_labels_need_rows_without_dropout(

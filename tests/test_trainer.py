@@ -18,7 +18,7 @@ from torch.optim import Adam, AdamW
 from conftest import CLASS_NAMES
 from textdistill import trainer
 from textdistill.attention import AttentionLabelType
-from textdistill.baselines import random_samples
+from textdistill.baselines import Baseline, coresets, inner_loop
 from textdistill.batches import train_batches
 from textdistill.checkpoint import Checkpoint, Interrupted, load_checkpoint
 from textdistill.distilled import Card, DistilledDataConfig, DistilledDataset, Init, LabelType, LearnerTrainConfig
@@ -962,6 +962,7 @@ def test_distilled_beats_random_real_samples(
         fit(distilled, learner, splits["train"], 32, validate, Recorder(), config, seed)
         trained = trained_on(distilled, learner, seed, "evaluation")
         distilled_accuracy.append(score(trained, learner, splits["test"], (), 5, 256)["accuracy"].mean)
-        random, _ = random_samples(learner, splits, shape, inner, 256, seed)
+        rows = coresets(Baseline.random, learner, splits["train"], 1, 256, seed)
+        random, _ = inner_loop(learner, splits, rows, inner, 256, seed)
         random_accuracy.append(score(random, learner, splits["test"], (), 5, 256)["accuracy"].mean)
     assert np.mean(distilled_accuracy) > np.mean(random_accuracy) + 0.05

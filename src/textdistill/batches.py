@@ -85,7 +85,9 @@ def _padding(split: TokenizedSplit, rows: np.ndarray, batch_size: int) -> float:
     return 1 - int(lengths.sum()) / int((np.maximum.reduceat(lengths, starts) * sizes).sum())
 
 
-def sorted_batches(split: TokenizedSplit, batch_size: int) -> Iterator[tuple[np.ndarray, dict[str, torch.Tensor]]]:
+def sorted_batches(
+    split: TokenizedSplit, batch_size: int, rows: np.ndarray | None = None
+) -> Iterator[tuple[np.ndarray, dict[str, torch.Tensor]]]:
     """Every row once, sorted by length, at most ``batch_size`` rows and ``batch_size * 64`` tokens a batch.
 
     The longest come first, so that a batch too large for memory shows at once.
@@ -93,18 +95,20 @@ def sorted_batches(split: TokenizedSplit, batch_size: int) -> Iterator[tuple[np.
     Args:
         split: the rows.
         batch_size: most rows a batch; a text longer than all the tokens allowed is a batch of its own.
+        rows: (N,), the rows to take; None for all.
 
     Yields:
-        Row indices (B,) and the batch.
+        Positions in ``rows`` (B,), which for all rows are their indices, and the batch.
 
     """
-    order = np.argsort(-split.lengths, kind="stable")
+    lengths = split.lengths if rows is None else split.lengths[rows]
+    order = np.argsort(-lengths, kind="stable")
     start = 0
     while start < len(order):
-        longest = int(split.lengths[order[start]])
-        rows = order[start : start + min(batch_size, max(batch_size * TOKENS_PER_ROW // longest, 1))]
-        start += len(rows)
-        yield rows, split.batch(rows)
+        longest = int(lengths[order[start]])
+        places = order[start : start + min(batch_size, max(batch_size * TOKENS_PER_ROW // longest, 1))]
+        start += len(places)
+        yield places, split.batch(places if rows is None else rows[places])
 
 
 def stratified_sample(labels: np.ndarray, per_class: int, generator: torch.Generator) -> np.ndarray:

@@ -30,10 +30,11 @@ Distils a text-classification dataset into a few learned samples that fine-tune 
   evaluate DISTILLED_DIR [key=value ...]       score a distilled set
   finetune DISTILLED_DIR --output DIR          write an ordinary Hugging Face model
   show     DISTILLED_DIR                       print what a distilled set holds
-  baseline {full,random} [key=value ...]       score full data, or random real samples
+  baseline {full,random,k-centers,herding} [key=value ...]    score full data, or as many real samples
   resume   RUN_DIR                             go on with an interrupted run
   verify   DISTILLED_DIR [key=value ...]       check a set's files and measure its stated score again
   tune     [key=value ...] [--trials N]        search for better settings on validation
+  report   RESULT... [--output FILE]            tables of the results of runs and baselines
   track    RUN_DIR                             complete the MLflow run of a run folder
 
 textdistill VERB --help tells more.
@@ -95,13 +96,17 @@ usage: textdistill show DISTILLED_DIR
 Prints shapes, sizes, labels, learning rates, the strongest attention labels and the nearest vocabulary tokens.
 """,
     "baseline": f"""\
-usage: textdistill baseline {{full,random}} [key=value ...]
+usage: textdistill baseline {{full,random,k-centers,herding}} [--training inner_loop|ordinary] [key=value ...]
 
-Scores ordinary fine-tuning on all rows (full), or random real samples through the same inner loop with the
-learning rate chosen on validation (random), on the rows that distill reports.
+Scores, on the rows that distill reports, ordinary fine-tuning on all rows (full), or on as many real samples as a
+distilled set would have: drawn at random, or chosen by the encoder's features.
 
+  --training inner_loop              gradient steps as on a distilled set, their rate chosen on validation (default)
+  --training ordinary                200 steps of AdamW
 {_KEYS}
-  evaluate.n_eval_model=N            learners in the score of random
+  distilled_data.data_per_label=N    samples per class
+  learner_train.train_step=T         inner steps
+  evaluate.n_eval_model=N            learners in the score of real samples
 """,
     "resume": """\
 usage: textdistill resume RUN_DIR
@@ -134,6 +139,16 @@ reported split. The same command again goes on with the study; a larger N makes 
   --study NAME     folder of its runs in base.save_dir_root (default: base.experiment_name)
 
 {_KEYS}""",
+    "report": """\
+usage: textdistill report RESULT... [--format markdown] [--output FILE]
+
+Tables of results, one for each task, protocol and model: every setting with the mean over its learners and seeds,
+beside full data and random real samples where their results are given too.
+
+  RESULT             results.json, a run folder, or a folder of run folders
+  --format markdown
+  --output FILE      default: standard output
+""",
     "track": """\
 usage: textdistill track RUN_DIR
 
@@ -165,6 +180,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "resume": _resume,
         "verify": _verify,
         "tune": _tune,
+        "report": _report,
         "track": _track,
     }
     _guarded(verbs[verb], rest)
@@ -282,13 +298,17 @@ def _set_and_overrides(verb: str, arguments: list[str]) -> tuple[str, list[str],
 
 def _baseline(arguments: list[str]) -> None:
     from textdistill import commands
+    from textdistill.baselines import Baseline, Training
     from textdistill.config import compose
 
-    if not arguments or arguments[0] not in ("full", "random"):
-        raise ValueError("baseline needs its kind: textdistill baseline {full,random} [key=value ...]")
-    kind, *overrides = arguments
+    if not arguments or arguments[0] not in list(Baseline):
+        raise ValueError(f"baseline needs its kind: textdistill baseline {{{','.join(Baseline)}}} [key=value ...]")
+    kind = Baseline(arguments[0])
+    parser = argparse.ArgumentParser("textdistill baseline", add_help=False)
+    parser.add_argument("--training", type=Training, choices=list(Training), default=Training.inner_loop)
+    given, overrides = parser.parse_known_args(arguments[1:])
     config = compose(f"base.method=baseline_{kind}", *overrides)
-    results = commands.baseline("full" if kind == "full" else "random", config)
+    results = commands.baseline(kind, config, given.training)
     _print_results(results, Path(config.base.save_dir))
 
 
@@ -357,6 +377,24 @@ def _track(arguments: list[str]) -> None:
 
     run_dir = _only("track", "RUN_DIR", arguments)
     print(f"MLflow run {commands.track(run_dir)} is complete")
+
+
+def _report(arguments: list[str]) -> None:
+    from textdistill import commands
+    from textdistill.storage import replacing
+
+    parser = argparse.ArgumentParser("textdistill report", add_help=False)
+    parser.add_argument("results", nargs="+", type=Path)
+    parser.add_argument("--format", choices=["markdown"], default="markdown")
+    parser.add_argument("--output", type=Path)
+    given = parser.parse_args(arguments)
+    tables = commands.report(given.results)
+    if given.output is None:
+        print(tables, end="")
+        return
+    given.output.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(given.output) as partial:
+        partial.write_text(tables, encoding="utf-8")
 
 
 def _only(verb: str, name: str, arguments: list[str]) -> str:

@@ -7,16 +7,16 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from omegaconf import OmegaConf
 
-from textdistill.baselines import full_data, random_samples
+from textdistill.baselines import Baseline, Training, coresets, full_data, inner_loop, ordinary
 from textdistill.checkpoint import CHECKPOINT_FILE, Checkpoint, load_checkpoint, sole_writer
 from textdistill.config import RunConfig, load_run_config
 from textdistill.distilled import Card, DistilledDataset, describe
@@ -24,6 +24,7 @@ from textdistill.evaluation import Score, score, trained_on
 from textdistill.inspection import nearest_tokens, strongest, unusual
 from textdistill.learner import Learner, ModelConfig
 from textdistill.processes import Processes
+from textdistill.report import RESULTS_FILE, find_results, markdown, summarise
 from textdistill.storage import replacing
 from textdistill.task import TextTask, load_task
 from textdistill.tokens import TokenizedSplit, tokenize
@@ -75,7 +76,7 @@ def distill(config: RunConfig, composed: Mapping[str, str] | None = None) -> Res
         started = time.monotonic()
         scores = _score(config, bench, distilled)
         seconds = training["training_seconds"] + time.monotonic() - started
-        results = bench.results(scores) | training | {"seconds": seconds}
+        results = bench.results(scores) | _shape(distilled) | training | {"seconds": seconds}
         if record is not None:
             _keep(bench.config, distilled, scores, training, results, record)
     return results
@@ -184,7 +185,7 @@ def _keep(
     averages = {f"avg.{name}": s.mean for name, s in scores.items()}
     deviations = {f"std.{name}": s.std for name, s in scores.items()}
     tracker.log_metrics({**averages, **deviations}, training["outer_steps"])
-    write_results(run_dir / "results.json", results)
+    write_results(run_dir / RESULTS_FILE, results)
 
 
 def resume(run_dir: str | Path) -> Results:
@@ -221,7 +222,7 @@ def track(run_dir: str | Path) -> str:
             mlflow.log_lines(read_lines(Path(run_dir)))
             for path in _artifacts(config):
                 mlflow.log_artifact(path)
-            mlflow.close(Status.FINISHED if Path(run_dir, "results.json").exists() else Status.FAILED)
+            mlflow.close(Status.FINISHED if Path(run_dir, RESULTS_FILE).exists() else Status.FAILED)
         except (ValueError, FileNotFoundError):
             raise
         except Exception as error:  # MLflow's, its database's, the disk's
@@ -233,57 +234,62 @@ def track(run_dir: str | Path) -> str:
 def evaluate(distilled_dir: str | Path, config: RunConfig) -> Results:
     """Scores a saved set on the reported split of ``config.data`` and writes ``results.json`` to the run folder.
 
+    With another encoder than the set was made for, attention labels are left out where layers or heads differ.
+
     Raises:
         ValueError: the set does not fit the data or the model.
 
     """
     distilled = DistilledDataset.from_pretrained(distilled_dir)
     bench = _Bench(config)
+    distilled = distilled.fitted(bench.learner)
     _check_classes(distilled, bench)
     distilled.to(bench.learner.device)
     started = time.monotonic()
-    results = bench.results(_score(config, bench, distilled))
+    results = bench.results(_score(config, bench, distilled)) | _shape(distilled)
     source = {"distilled": str(distilled_dir), "distilled_revision": distilled.revision}
     results |= source | {"seconds": time.monotonic() - started}
-    write_results(Path(config.base.save_dir) / "results.json", results)
+    write_results(Path(config.base.save_dir) / RESULTS_FILE, results)
     return results
 
 
-def baseline(kind: Literal["full", "random"], config: RunConfig) -> Results:
+def baseline(kind: str, config: RunConfig, training: Training = Training.inner_loop) -> Results:
     """Scores a baseline on the reported split and writes ``results.json`` to the run folder.
 
     Args:
-        kind: ``full`` fine-tunes one learner on all training rows; ``random`` trains learners on random real
-            samples, as many as the distilled set of ``config`` would have, through the same inner loop.
+        kind: ``full``, ``random``, ``k-centers`` or ``herding``; a coreset has as many samples as the distilled set
+            of ``config`` would have.
         config: see there.
+        training: of learners on a coreset, ``inner_loop`` or ``ordinary``.
 
     """
-    if kind not in ("full", "random"):
-        raise ValueError(f"unknown baseline {kind!r}; known baselines: full, random")
+    if kind not in list(Baseline):
+        raise ValueError(f"unknown baseline {kind!r}; known baselines: {', '.join(Baseline)}")
+    kind = Baseline(kind)
     bench = _Bench(config)
-    data, seed = config.data, config.base.seed
+    data, seed, train = config.data, config.base.seed, bench.splits["train"]
     started = time.monotonic()
+    count = config.evaluate.n_eval_model
     extra: dict[str, Any] = {"baseline": kind}
-    if kind == "full":
+    if kind is Baseline.full:
         count = 1
-        train = full_data(bench.learner, bench.splits, data.train_batch_size, data.valid_batch_size, seed)
+        trained = full_data(bench.learner, bench.splits, data.train_batch_size, data.valid_batch_size, seed)
     else:
-        count = config.evaluate.n_eval_model
-        train, extra["lr"] = random_samples(
-            bench.learner,
-            bench.splits,
-            config.distilled_data,
-            config.learner_train,
-            data.valid_batch_size,
-            seed,
-        )
+        shape, inner = config.distilled_data, config.learner_train
+        rows = coresets(kind, bench.learner, train, shape.data_per_label, data.valid_batch_size, seed)
+        extra |= {"training": training, "data_per_label": shape.data_per_label}
+        if training is Training.ordinary:
+            trained = ordinary(bench.learner, train, rows, seed)
+        else:
+            trained, extra["lr"] = inner_loop(bench.learner, bench.splits, rows, inner, data.valid_batch_size, seed)
+            extra["train_step"] = inner.train_step
     scores = score(
-        train, bench.learner, bench.splits["test"], bench.task.metric_names, count, data.test_batch_size,
+        trained, bench.learner, bench.splits["test"], bench.task.metric_names, count, data.test_batch_size,
         fp16=config.evaluate.fp16, bf16=config.evaluate.bf16, tf32=config.evaluate.tf32,
         description=f"evaluate {kind}",
     )  # fmt: skip
     results = bench.results(scores) | extra | {"seconds": time.monotonic() - started}
-    write_results(Path(config.base.save_dir) / "results.json", results)
+    write_results(Path(config.base.save_dir) / RESULTS_FILE, results)
     return results
 
 
@@ -317,6 +323,17 @@ def finetune(distilled_dir: str | Path, output: str | Path, model: str | None = 
     tuned.save_pretrained(output)
     learner.tokenizer.save_pretrained(output)
     return {"output": str(output), "model": name, "seconds": seconds}
+
+
+def report(paths: Sequence[str | Path]) -> str:
+    """Markdown tables of the results in files, run folders, and folders of run folders.
+
+    Raises:
+        FileNotFoundError: a path holds no results.
+        ValueError: a file holds something else.
+
+    """
+    return markdown(summarise(find_results(paths)))
 
 
 def show(distilled_dir: str | Path, nearest: int = 3, positions: int = 8) -> dict[str, Any]:
@@ -510,7 +527,7 @@ def _earlier(config: RunConfig, settings: Mapping[str, Any]) -> Checkpoint | Non
 def _artifacts(config: RunConfig) -> list[Path]:
     """What MLflow keeps of a run folder."""
     run_dir, folder = Path(config.base.save_dir), Path(config.train.save_ckpt_dir)
-    paths = (run_dir / ".hydra", folder / "best", folder / "last", run_dir / "run.log", run_dir / "results.json")
+    paths = (run_dir / ".hydra", folder / "best", folder / "last", run_dir / "run.log", run_dir / RESULTS_FILE)
     return [path for path in paths if path.exists()]
 
 
@@ -551,6 +568,14 @@ def _train(
         "clipped_steps": result.clipped_steps,
         "training_seconds": result.seconds,
         "checkpoint_seconds": result.checkpoint_seconds,
+    }
+
+
+def _shape(distilled: DistilledDataset) -> Results:
+    return {
+        "distilled_data": asdict(distilled.config),
+        "learner_train": asdict(distilled.train_config),
+        "made_for": distilled.card.model["name"],
     }
 
 

@@ -8,10 +8,11 @@ or L), **T** inner steps.
 from __future__ import annotations
 
 import html
+import logging
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,12 @@ from textdistill.learner import Learner, ModelConfig, Params
 from textdistill.seeding import generator, stream_seed
 from textdistill.tokens import TokenizedSplit
 
+logger = logging.getLogger(__name__)
+
 # Softmax turns this into exactly 0, with an exactly zero gradient: keys that a layer cannot reach stay so.
 UNREACHABLE = -1e4
+# Raw tensors that hold almost all of a set.
+LARGE = ("inputs_embeds", "attention_labels")
 
 
 class LabelType(StrEnum):
@@ -323,6 +328,21 @@ class DistilledDataset:
         batches = self.batches(stream_seed(seed, "inner", purpose, index))
         return fine_tune(self.inner_loss(learner), params, batches)
 
+    def fitted(self, learner: Learner) -> DistilledDataset:
+        """The set itself, or a copy without attention labels where layers or heads are not those of its model."""
+        has = describe(learner)
+        differ = [key for key in ("num_layers", "num_heads") if self.card.model[key] != has[key]]
+        if self.config.attention_label_type is AttentionLabelType.none or not differ:
+            return self
+        logger.warning(
+            "attention labels are left out: the set was made for %s with %s",
+            self.card.model["name"],
+            ", ".join(f"{key} {self.card.model[key]}, and {learner.name} has {has[key]}" for key in differ),
+        )
+        raw = {name: tensor for name, tensor in self.raw.items() if name != "attention_labels"}
+        config = replace(self.config, attention_label_type=AttentionLabelType.none)
+        return DistilledDataset(raw, config, self.train_config, self.card)
+
     def check(self, learner: Learner) -> None:
         """Raises ValueError if ``learner`` cannot be trained on this set."""
         needs = ["embedding_size"]
@@ -364,7 +384,7 @@ class DistilledDataset:
         """An ordinary transformers classifier: pretrained body, fresh head, fine-tuned on this set.
 
         Args:
-            model: a learner, or a model name; None for the model that the set was made for.
+            model: a learner, or a model name; None for the model that the set was made for. See ``fitted`` for others.
             seed: the seed of an evaluation...
             index: ...and the number of its learner: ``evaluate`` with the same seed scores this very model.
 
@@ -372,15 +392,18 @@ class DistilledDataset:
         if not isinstance(model, Learner):
             name = model or str(self.card.model["name"])
             model = Learner(ModelConfig(self.card.task, name), self.card.class_names)
-        self.check(model)
-        self.to(model.device, model.dtype)
-        return model.to_model(self.train(model, seed, "evaluation", index))
+        fitted = self.fitted(model)
+        fitted.check(model)
+        fitted.to(model.device, model.dtype)
+        return model.to_model(fitted.train(model, seed, "evaluation", index))
 
-    def save_pretrained(self, path: str | Path, **provenance: Any) -> None:
+    def save_pretrained(self, path: str | Path, dtype: torch.dtype | None = None, **provenance: Any) -> None:
         """Writes ``distilled.safetensors``, ``config.json`` and ``README.md``; the folder appears whole or not at all.
 
         Args:
             path: the folder; an earlier distilled set in it is replaced.
+            dtype: of embeddings and attention labels in the file, such as ``torch.float16``; labels and learning
+                rates, which are few, stay as they are. None leaves all as they are.
             **provenance: added to the card.
 
         """
@@ -393,7 +416,8 @@ class DistilledDataset:
             "data": dict(self.card.data),
             "provenance": {**self.card.provenance, **provenance},
         }
-        storage.save_folder(Path(path), self.raw, config, _readme(self))
+        small = {name: tensor.to(dtype) for name, tensor in self.raw.items() if name in LARGE}
+        storage.save_folder(Path(path), self.raw | small, config, _readme(self))
 
     @classmethod
     def from_pretrained(cls, path_or_repo: str | Path, revision: str | None = None) -> DistilledDataset:

@@ -210,6 +210,13 @@ class Learner:
             embedded: Tensor = _input_embeddings(self.model)(input_ids.to(self.device))
         return embedded
 
+    def pooled(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Features (B, hidden width) of the pretrained body: the mean of its last hidden states over the tokens."""
+        with torch.no_grad(), recording(AttentionLabelType.none, exact=False):
+            hidden: Tensor = self.model.base_model(**inputs).last_hidden_state
+        mask = inputs["attention_mask"].unsqueeze(-1).to(hidden.dtype)
+        return (hidden * mask).sum(1) / mask.sum(1)
+
     def reach(self, length: int, label_type: AttentionLabelType) -> Tensor:
         """Which keys each layer can attend to from each supervised row: boolean (Y, Q, L).
 
