@@ -10,7 +10,7 @@ demo: .venv/ready
 
 # A small budget for the attacks; python -m pytest tests/chaos runs them in full.
 test: .venv/ready
-	TEXTDISTILL_KILLS=2 TEXTDISTILL_FUZZ_EXAMPLES=500 $(BIN)/python -m pytest
+	TEXTDISTILL_KILLS=2 TEXTDISTILL_FUZZ_EXAMPLES=500 $(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: .venv/ready
 	$(BIN)/ruff check .
