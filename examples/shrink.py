@@ -9,33 +9,15 @@ card states what the smaller file reaches.
 from __future__ import annotations
 
 import argparse
-import copy
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from omegaconf import OmegaConf
 
 from textdistill import DistilledDataset, evaluate
 from textdistill.config import load_run_config
-
-PATHS = (
-    ("data", "path"),
-    ("data", "datasets_path"),
-    ("data", "preprocessed_datasets_path"),
-    ("train", "save_ckpt_dir"),
-)
-
-
-def shared(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration of a run without what is true of one machine only."""
-    config = copy.deepcopy(config)
-    config["base"] = {"seed": config["base"]["seed"]}
-    for group, key in PATHS:
-        config[group].pop(key, None)
-    return config
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -51,11 +33,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         small = Path(folder, "small")
         distilled.save_pretrained(small, dtype=torch.float16)
         config.base.save_dir = folder
-        scores = evaluate(small, config)["metrics"]
-    known = distilled.card.provenance
-    distilled.save_pretrained(given.output, dtype=torch.float16, scores=scores, config=shared(known["config"]))
+        results = evaluate(small, config)
+    scores = {"scores": results["metrics"], "splits": results["splits"]}
+    distilled.shared().save_pretrained(given.output, dtype=torch.float16, **scores)
     size = sum(file.stat().st_size for file in given.output.iterdir())
-    accuracy = scores["accuracy"]
+    accuracy = results["metrics"]["accuracy"]
     print(f"{given.output}: {size / 1e3:,.0f} kB, accuracy {accuracy['mean']:.4f} (n={accuracy['n']})")
 
 

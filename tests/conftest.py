@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # Before torch and transformers are imported.
@@ -18,6 +18,7 @@ import pytest
 import torch
 from transformers import AutoModel, BertConfig, BertTokenizerFast, PreTrainedConfig, PreTrainedTokenizerBase
 
+from standin import Hub, point_to, serve
 from textdistill.learner import Learner, ModelConfig
 from textdistill.tokens import TokenizedSplit
 
@@ -179,3 +180,11 @@ def toy_split(tokenizer: PreTrainedTokenizerBase) -> TokenizedSplit:
         labels=np.array([CLASS_NAMES.index(label) for label in labels]),
         pad_token_id=0,
     )
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A stand-in of the hub, which this process takes for the hub and holds a token for."""
+    with serve() as hub:
+        point_to(hub.url, tmp_path, monkeypatch)
+        yield hub

@@ -8,21 +8,20 @@ import re
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict
-from html import escape
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from markdown_it import MarkdownIt
 from torch import Tensor
 from transformers import BertConfig, ModernBertConfig
 
 from conftest import CLASS_NAMES, VOCABULARY, tiny_bert_config
 from reference import directional_derivative
-from textdistill import storage
+from textdistill import hub, storage
 from textdistill.attention import AttentionLabelType
 from textdistill.distilled import (
     Card,
@@ -31,7 +30,6 @@ from textdistill.distilled import (
     Init,
     LabelType,
     LearnerTrainConfig,
-    _readme,
     describe,
 )
 from textdistill.hypergradient import Estimator, hypergradient
@@ -423,35 +421,8 @@ def test_the_card_names_task_model_and_shapes(tmp_path: Path) -> None:
     a_set(0).save_pretrained(tmp_path / "set")
     readme = (tmp_path / "set" / "README.md").read_text()
     assert "# toy, distilled for some/model" in readme
+    assert 'from_pretrained("PATH")' in readme
     assert "`attention_labels`: (4, 2, 3, 1, 3)" in readme
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "x\n---\nlicense: evil\n---\n# Heading",
-        "<script>alert(1)</script>",
-        "<img src=x onerror=alert(1)>",
-        "[a](javascript:alert(1))",
-        "![a](https://evil.example/x.png)",
-        "`code` ```block```",
-        "a | b | c",
-        "**bold** _it_ ~~no~~ $x$ # x",
-        "&lt;b&gt; &amp; \\* \\",
-        "https://evil.example www.evil.example someone@evil.example",
-        "a\u202eb\x00c\x1b[31m\u2028# d",
-        "x" * 10_000,
-    ],
-)
-def test_the_card_shows_names_and_obeys_none(tmp_path: Path, name: str) -> None:
-    distilled, markdown = a_set(0), MarkdownIt("commonmark").enable(["table", "strikethrough"])
-    plain = markdown.render(_readme(distilled)).replace("toy", "NAME").replace("some/model", "NAME")
-    distilled.card = Card(name, distilled.card.class_names, {**distilled.card.model, "name": name})
-    readme = _readme(distilled)
-    assert readme.startswith("---\ntags: [dataset-distillation, textdistill]\n---\n\n# ")
-    assert readme.count("---\n") == 2
-    shown = " ".join("".join(c if c.isprintable() else " " for c in name[:200]).split())
-    assert markdown.render(readme) == plain.replace("NAME", escape(shown))
 
 
 # Keys of config.json and values of another type or out of range.
@@ -588,6 +559,70 @@ def test_a_reference_card_that_contradicts_its_tensors_is_refused(
     assert str(path) in str(error.value)
 
 
+def test_shared_names_no_place_and_changes_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
+    distilled = a_set(0)
+    distilled.config.pretrained_data_path = "/home/me/earlier"
+    distilled.card = Card(
+        "/home/me/tasks/mine",
+        ("/r/news", "~"),
+        {**distilled.card.model, "name": "/home/me/models/tiny"},
+        {"text_columns": ["text"]},
+        {"seed": 1, "config": {"data": {"path": "data", "max_length": 32}}},
+    )
+    shared = distilled.shared()
+    assert shared.card == Card(
+        "mine",
+        ("/r/news", "~"),
+        {**distilled.card.model, "name": "tiny"},
+        {"text_columns": ["text"]},
+        {"seed": 1, "config": {"data": {"max_length": 32}}},
+    )
+    assert shared.config.pretrained_data_path is None
+    assert all(torch.equal(shared.raw[name], tensor) for name, tensor in distilled.raw.items())
+    assert "names the model tiny: /home/me/models/tiny is a folder of this machine" in caplog.text
+    assert distilled.card.task == "/home/me/tasks/mine"
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float16, torch.bfloat16])
+def test_the_precision_of_the_file_is_known(tmp_path: Path, dtype: torch.dtype | None) -> None:
+    a_set(0).save_pretrained(tmp_path / "set", dtype)
+    assert DistilledDataset.from_pretrained(tmp_path / "set").stored_dtype == (dtype or torch.float32)
+    assert a_set(0).stored_dtype is None
+
+
+# --- in other hands
+
+
+@pytest.mark.parametrize("label_type", list(LabelType))
+@pytest.mark.parametrize("attention", [NONE, CLS, ALL])
+@pytest.mark.parametrize("fix_order", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_as_dataset_is_what_the_steps_read(
+    label_type: LabelType, attention: AttentionLabelType, fix_order: bool, dtype: torch.dtype
+) -> None:
+    distilled = a_set(0, label_type, attention, per_label=2, steps=3).to(dtype=dtype)
+    distilled.config.fix_order = fix_order
+    dataset = distilled.as_dataset(order_seed=5)
+    names = ["step", "lr", "inputs_embeds", "labels"] + ([] if attention is NONE else ["attention_labels"])
+    assert dataset.column_names == names
+    assert dataset["step"][:].tolist() == [0, 0, 1, 1, 2, 2]
+    for step, batch in enumerate(distilled.batches(5)):
+        rows = dataset[2 * step : 2 * step + 2]
+        assert rows["lr"].tolist() == [batch.lr.float().item()] * 2
+        for name, tensor in batch.learned.items():
+            assert rows[name].dtype == torch.float32
+            assert torch.equal(rows[name], tensor.float())
+
+
+def test_as_dataset_survives_the_disk(tmp_path: Path) -> None:
+    dataset = a_set(0, attention=ALL).as_dataset()
+    dataset.to_parquet(tmp_path / "set.parquet")
+    again = Dataset.from_parquet(str(tmp_path / "set.parquet"), cache_dir=str(tmp_path)).with_format("torch")
+    assert again.features == dataset.features
+    for name in dataset.column_names:
+        assert torch.equal(again[:][name], dataset[:][name])
+
+
 # --- fine-tuning a model
 
 
@@ -718,5 +753,5 @@ def test_commit_of_a_hub_set_is_kept(
 ) -> None:
     create(tiny_learner, toy_split).save_pretrained(tmp_path / "snapshots" / "abc")
     assert DistilledDataset.from_pretrained(tmp_path / "snapshots" / "abc").revision is None
-    monkeypatch.setattr(storage, "snapshot_download", lambda *_, **__: str(tmp_path / "snapshots" / "abc"))
+    monkeypatch.setattr(hub, "snapshot_download", lambda *_, **__: str(tmp_path / "snapshots" / "abc"))
     assert DistilledDataset.from_pretrained("owner/name", revision="v1").revision == "abc"

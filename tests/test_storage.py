@@ -22,7 +22,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from textdistill import storage
+from textdistill import hub, storage
 from textdistill.storage import is_reference_folder, load_folder, load_reference, parse, replacing, save_folder
 
 FILES = {"distilled.safetensors", "config.json", "README.md"}
@@ -429,13 +429,20 @@ def test_revision_of_a_local_folder(folder: Path) -> None:
 
 
 def as_hub_cache(folder: Path, cache: Path) -> Path:
-    """The layout that ``snapshot_download`` makes: links from the snapshot of a commit to blobs."""
+    """The layout that ``snapshot_download`` makes: links from the snapshot of a commit to blobs.
+
+    From huggingface_hub 2 on a large file's blob is itself a link, to what all repositories share.
+    """
     snapshot = cache / "datasets--owner--name" / "snapshots" / ("c0ffee" * 7)[:40]
-    blobs = cache / "datasets--owner--name" / "blobs"
-    snapshot.mkdir(parents=True)
-    blobs.mkdir()
+    blobs, common = cache / "datasets--owner--name" / "blobs", cache / "blobs"
+    for path in (snapshot, blobs, common):
+        path.mkdir(parents=True)
     for index, name in enumerate(sorted(FILES)):
-        shutil.copy(folder / name, blobs / str(index))
+        if name == "distilled.safetensors":
+            shutil.copy(folder / name, common / str(index))
+            (blobs / str(index)).symlink_to(f"../../blobs/{index}")
+        else:
+            shutil.copy(folder / name, blobs / str(index))
         (snapshot / name).symlink_to(f"../../blobs/{index}")
     return snapshot
 
@@ -448,7 +455,7 @@ def test_load_from_the_hub(folder: Path, tmp_path: Path, monkeypatch: pytest.Mon
         calls.append((repo, options))
         return str(snapshot)
 
-    monkeypatch.setattr(storage, "snapshot_download", download)
+    monkeypatch.setattr(hub, "snapshot_download", download)
     tensors, config = load_folder("owner/name", revision="v1")
     assert tensors.keys() == some_tensors().keys()
     assert config["revision"] == snapshot.name
@@ -465,7 +472,7 @@ def test_hub_snapshot_with_a_link_out_of_the_cache(
     snapshot = as_hub_cache(folder, tmp_path / "cache")
     (snapshot / "config.json").unlink()
     (snapshot / "config.json").symlink_to(folder / "config.json")
-    monkeypatch.setattr(storage, "snapshot_download", lambda repo, **options: str(snapshot))
+    monkeypatch.setattr(hub, "snapshot_download", lambda repo, **options: str(snapshot))
     with pytest.raises(ValueError, match="outside its folder"):
         load_folder("owner/name")
 
@@ -478,7 +485,7 @@ def test_neither_folder_nor_repository(tmp_path: Path, monkeypatch: pytest.Monke
     def offline(repo: str, **options: Any) -> str:
         raise ConnectionError("no route")
 
-    monkeypatch.setattr(storage, "snapshot_download", offline)
+    monkeypatch.setattr(hub, "snapshot_download", offline)
     with pytest.raises(FileNotFoundError, match=r"at revision 'v1'.*no route"):
         load_folder("owner/name", revision="v1")
 

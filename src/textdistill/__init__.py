@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from textdistill.commands import baseline, distill, evaluate, finetune, resume, show, track, verify
+    from textdistill.commands import baseline, distill, evaluate, finetune, push, resume, show, track, verify
     from textdistill.config import compose
     from textdistill.distilled import DistilledDataset
     from textdistill.tuning import tune
@@ -18,6 +18,7 @@ __all__ = [
     "distill",
     "evaluate",
     "finetune",
+    "push",
     "resume",
     "show",
     "track",

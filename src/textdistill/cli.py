@@ -29,6 +29,7 @@ Distils a text-classification dataset into a few learned samples that fine-tune 
   distill  [key=value ...] [-m]                distil a dataset and score the result
   evaluate DISTILLED_DIR [key=value ...]       score a distilled set
   finetune DISTILLED_DIR --output DIR          write an ordinary Hugging Face model
+  push     DISTILLED_DIR REPO_ID [--private]   put a distilled set on the Hugging Face hub
   show     DISTILLED_DIR                       print what a distilled set holds
   baseline {full,random,k-centers,herding} [key=value ...]    score full data, or as many real samples
   resume   RUN_DIR                             go on with an interrupted run
@@ -89,6 +90,18 @@ Fine-tunes a fresh learner on a distilled set and writes an ordinary Hugging Fac
   --output DIR   new or empty folder for weights, tokenizer and label names
   --model NAME   encoder (default: the one that the set was made for)
   --seed N       decides the head (default 42); learner 0 of evaluate with base.seed=N is this model
+""",
+    "push": """\
+usage: textdistill push DISTILLED_DIR REPO_ID [--private] [--revision BRANCH] [--message TEXT] [--license ID]
+
+Puts a distilled set into a dataset repository on the Hugging Face hub, with a README, as one commit; folders and files
+of this machine are left out of its card. Needs a token that may write: hf auth login, or HF_TOKEN.
+
+  REPO_ID        owner/name, or name for your own; made unless it exists
+  --private      make it private; an existing repository that is public is refused
+  --revision B   a branch, made if need be (default: main)
+  --message M    of the commit
+  --license ID   for the README, as the hub spells it: mit, cc-by-4.0, ...
 """,
     "show": """\
 usage: textdistill show DISTILLED_DIR
@@ -175,6 +188,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "distill": _distill,
         "evaluate": _evaluate,
         "finetune": _finetune,
+        "push": _push,
         "show": _show,
         "baseline": _baseline,
         "resume": _resume,
@@ -325,6 +339,21 @@ def _finetune(arguments: list[str]) -> None:
     print(f"fine-tuned {done['model']} in {done['seconds']:.2f} s; the model is in {done['output']}")
 
 
+def _push(arguments: list[str]) -> None:
+    from textdistill import commands
+
+    parser = argparse.ArgumentParser("textdistill push", add_help=False)
+    parser.add_argument("distilled_dir")
+    parser.add_argument("repo_id")
+    parser.add_argument("--private", action="store_true", default=None)
+    parser.add_argument("--revision")
+    parser.add_argument("--message", dest="commit_message")
+    parser.add_argument("--license")
+    commit = commands.push(**vars(parser.parse_args(arguments)))
+    print(f"pushed: {commit.commit_url}")
+    print(f'load it: DistilledDataset.from_pretrained("{commit.repo_url.repo_id}", revision="{commit.oid}")')
+
+
 def _show(arguments: list[str]) -> None:
     from textdistill import commands
 
@@ -450,7 +479,7 @@ def _quiet() -> None:
 
     level = logging.WARNING if _rank() > 0 else logging.INFO
     logging.basicConfig(level=level, format="[%(asctime)s][%(name)s] %(message)s")
-    for name in ("httpx", "datasets", "alembic", "mlflow"):
+    for name in ("httpx", "httpx2", "datasets", "alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.WARNING)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import CommitInfo
 from omegaconf import OmegaConf
 
 from textdistill.baselines import Baseline, Training, coresets, full_data, inner_loop, ordinary
@@ -180,6 +181,7 @@ def _keep(
         versions=results["versions"],
         config=asdict(config),
         scores={name: s.to_dict() for name, s in scores.items()},
+        splits=results["splits"],
         **training,
     )
     averages = {f"avg.{name}": s.mean for name, s in scores.items()}
@@ -323,6 +325,19 @@ def finetune(distilled_dir: str | Path, output: str | Path, model: str | None = 
     tuned.save_pretrained(output)
     learner.tokenizer.save_pretrained(output)
     return {"output": str(output), "model": name, "seconds": seconds}
+
+
+def push(distilled_dir: str | Path, repo_id: str, **options: Any) -> CommitInfo:
+    """Puts a saved set, in the precision of its file, into a dataset repository on the hub.
+
+    Args:
+        distilled_dir: folder or hub id of the set.
+        repo_id: ``owner/name``, or ``name`` for one's own.
+        **options: of ``DistilledDataset.push_to_hub``, as are the errors.
+
+    """
+    distilled = DistilledDataset.from_pretrained(distilled_dir)
+    return distilled.push_to_hub(repo_id, dtype=distilled.stored_dtype, **options)
 
 
 def report(paths: Sequence[str | Path]) -> str:

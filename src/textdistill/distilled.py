@@ -7,28 +7,32 @@ or L), **T** inner steps.
 
 from __future__ import annotations
 
-import html
 import logging
 import math
-import re
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
+from huggingface_hub import CommitInfo
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from textdistill import storage
+from textdistill import hub, storage
 from textdistill.attention import AttentionLabelType
 from textdistill.batches import stratified_sample
+from textdistill.card import LICENSE, readme, without_places
 from textdistill.inner import InnerBatch, InnerLoss, fine_tune, make_inner_loss
 from textdistill.learner import Learner, ModelConfig, Params
 from textdistill.seeding import generator, stream_seed
 from textdistill.tokens import TokenizedSplit
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 logger = logging.getLogger(__name__)
 
@@ -183,10 +187,12 @@ class DistilledDataset:
         train_config: number and batch size of inner steps.
         card: task, model and provenance.
         revision: commit of the hub repository that the set was read from, else None.
+        stored_dtype: of embeddings and attention labels in the file that the set was read from, else None.
 
     """
 
     revision: str | None = None
+    stored_dtype: torch.dtype | None = None
 
     def __init__(
         self,
@@ -397,6 +403,23 @@ class DistilledDataset:
         fitted.to(model.device, model.dtype)
         return model.to_model(fitted.train(model, seed, "evaluation", index))
 
+    def shared(self) -> DistilledDataset:
+        """The set with a card that names no folder or file of this machine, to be given away.
+
+        A model or a task that is named by its path keeps the last part of it.
+        """
+        card = self.card
+        model = without_places(card.model)
+        if model["name"] != card.model["name"]:
+            logger.warning(
+                "the card to share names the model %s: %s is a folder of this machine, and others need a copy of it",
+                model["name"],
+                card.model["name"],
+            )
+        data, provenance = without_places(card.data), without_places(card.provenance)
+        kept = Card(without_places(card.task), card.class_names, model, data, provenance)
+        return DistilledDataset(self.raw, replace(self.config, pretrained_data_path=None), self.train_config, kept)
+
     def save_pretrained(self, path: str | Path, dtype: torch.dtype | None = None, **provenance: Any) -> None:
         """Writes ``distilled.safetensors``, ``config.json`` and ``README.md``; the folder appears whole or not at all.
 
@@ -407,17 +430,75 @@ class DistilledDataset:
             **provenance: added to the card.
 
         """
-        config = {
-            "distilled_data": asdict(self.config),
-            "learner_train": asdict(self.train_config),
-            "task": self.card.task,
-            "class_names": list(self.card.class_names),
-            "model": dict(self.card.model),
-            "data": dict(self.card.data),
-            "provenance": {**self.card.provenance, **provenance},
+        self._save(Path(path), "PATH", dtype, provenance)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        revision: str | None = None,
+        commit_message: str | None = None,
+        token: str | None = None,
+        license: str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> CommitInfo:
+        """Puts what ``shared`` gives into a dataset repository on the hub, as one commit: all of it, or nothing.
+
+        Args:
+            repo_id: ``owner/name``, or ``name`` for one's own; the repository is made unless it exists.
+            private: whether a new repository is; an existing one that is public is refused then.
+            revision: a branch, made if need be; None for the main one.
+            commit_message: the first line of the commit.
+            token: None for the one that the machine is logged in with (``hf auth login``, ``HF_TOKEN``).
+            license: for the card, as the hub spells it (``mit``, ``cc-by-4.0``); None keeps what the card says.
+            dtype: as in ``save_pretrained``.
+
+        Raises:
+            ValueError: there is no token, or an argument is not what it should be.
+            OSError: the hub refuses, or cannot be reached.
+
+        """
+        if license is not None and not LICENSE.fullmatch(license):
+            raise ValueError(f"license must be an identifier of the hub, such as mit or cc-by-4.0, got {license!r}")
+        stated = {} if license is None else {"license": license}
+        repo = hub.create(repo_id, private, token)
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch, "set")
+            self.shared()._save(folder, repo, dtype, stated)
+            return hub.commit(folder, repo, revision, commit_message or "Upload a distilled set", token)
+
+    def as_dataset(self, order_seed: int = 0) -> Dataset:
+        """The samples as the T inner steps read them, in their order: one row for each sample of each step.
+
+        Every step reads equally many rows; where steps share a sample it has several.
+
+        Args:
+            order_seed: as in ``batches``.
+
+        Returns:
+            Rows of float32 torch tensors (``with_format`` gives others), detached: ``step`` (0..T-1) and its ``lr``,
+            ``inputs_embeds`` (L, D), ``labels`` (C), and with attention labels ``attention_labels`` (Y, H, Q, L); the
+            values that learners read, not the raw ones.
+
+        """
+        from datasets import Array2D, Array4D, Dataset, Features, List, Value
+
+        batches = self.batches(order_seed)
+        learned = {name: torch.cat([batch.learned[name] for batch in batches]) for name in batches[0].learned}
+        size = len(batches[0].labels)
+        columns = {"lr": torch.stack([batch.lr for batch in batches]).repeat_interleave(size), **learned}
+        features: dict[str, Any] = {
+            "step": Value("int64"),
+            "lr": Value("float32"),
+            "inputs_embeds": Array2D(tuple(learned["inputs_embeds"].shape[1:]), "float32"),
+            "labels": List(Value("float32"), length=learned["labels"].shape[1]),
         }
-        small = {name: tensor.to(dtype) for name, tensor in self.raw.items() if name in LARGE}
-        storage.save_folder(Path(path), self.raw | small, config, _readme(self))
+        if "attention_labels" in learned:
+            features["attention_labels"] = Array4D(tuple(learned["attention_labels"].shape[1:]), "float32")
+        arrays = {name: column.detach().float().cpu().numpy() for name, column in columns.items()}
+        steps = [step for step in range(len(batches)) for _ in range(size)]
+        return Dataset.from_dict({"step": steps, **arrays}, Features(features)).with_format("torch")
 
     @classmethod
     def from_pretrained(cls, path_or_repo: str | Path, revision: str | None = None) -> DistilledDataset:
@@ -433,10 +514,10 @@ class DistilledDataset:
 
         """
         if reference := storage.is_reference_folder(path_or_repo):
-            tensors, config = storage.load_reference(Path(path_or_repo))
+            stored, config = storage.load_reference(Path(path_or_repo))
         else:
-            tensors, config = storage.load_folder(path_or_repo, revision)
-        tensors = {name: tensor.float() for name, tensor in tensors.items()}
+            stored, config = storage.load_folder(path_or_repo, revision)
+        tensors = {name: tensor.float() for name, tensor in stored.items()}
         # Again: float64 reaches further.
         file = storage.REFERENCE_TENSORS_FILE if reference else storage.TENSORS_FILE
         storage.check_finite(Path(path_or_repo, file), tensors)
@@ -445,9 +526,25 @@ class DistilledDataset:
         except ValueError as error:
             card = Path(path_or_repo, storage.CONFIG_FILE)
             raise ValueError(f"{card}: {error}; restore the folder from its source") from error
+        loaded.stored_dtype = stored["inputs_embeds"].dtype
         if not reference:
             loaded.revision = config["revision"]
         return loaded
+
+    def _save(self, path: Path, source: str, dtype: torch.dtype | None, provenance: Mapping[str, Any]) -> None:
+        """``save_pretrained`` with what ``from_pretrained`` will take to load the set, for the README."""
+        config = {
+            "distilled_data": asdict(self.config),
+            "learner_train": asdict(self.train_config),
+            "task": self.card.task,
+            "class_names": list(self.card.class_names),
+            "model": dict(self.card.model),
+            "data": dict(self.card.data),
+            "provenance": {**self.card.provenance, **provenance},
+        }
+        small = {name: tensor.to(dtype) for name, tensor in self.raw.items() if name in LARGE}
+        shapes = {name: tensor.shape for name, tensor in self.raw.items()}
+        storage.save_folder(path, self.raw | small, config, readme(config, shapes, source))
 
     def _rows(self, step: int, order_seed: int) -> Tensor:
         batch = self.train_config.batch_size_per_label * len(self.card.class_names)
@@ -519,31 +616,3 @@ def _tiled(learner: Learner, train: TokenizedSplit, row: int, length: int) -> Te
     """Word embeddings (length, D) of a text, repeated or cut to length."""
     ids = train.batch([row])["input_ids"][0]
     return learner.embed(ids.repeat(-(-length // len(ids)))[:length]).cpu().float()
-
-
-def _plain(text: str) -> str:
-    """A name as Markdown that shows it, on one line, and does nothing else."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in text[:200]).split())
-    return re.sub(r"[\\`*_{}\[\]()#+!|~.:@$^='\"]", r"\\\g<0>", html.escape(line, quote=False))
-
-
-def _readme(distilled: DistilledDataset) -> str:
-    card, config = distilled.card, distilled.config
-    shapes = "\n".join(f"- `{name}`: {tuple(t.shape)}" for name, t in distilled.raw.items())
-    return f"""---
-tags: [dataset-distillation, textdistill]
----
-
-# {_plain(card.task)}, distilled for {_plain(card.model["name"])}
-
-{len(distilled)} learned samples of {config.seq_length} positions, {config.label_type} labels, attention labels
-{config.attention_label_type}, for {distilled.train_config.train_step} gradient step(s).
-
-{shapes}
-
-```python
-from textdistill import DistilledDataset
-
-model = DistilledDataset.from_pretrained("PATH").finetune()
-```
-"""

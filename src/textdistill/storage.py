@@ -26,15 +26,17 @@ from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
-from huggingface_hub import snapshot_download
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
+
+from textdistill import hub
 
 FORMAT_VERSION = 1
 
 TENSORS_FILE = "distilled.safetensors"
 CONFIG_FILE = "config.json"
 README_FILE = "README.md"
+FILES = (TENSORS_FILE, CONFIG_FILE, README_FILE)
 REFERENCE_TENSORS_FILE = "data_dict"
 
 # Keys of the card that this module writes and checks; ``revision`` exists only in memory.
@@ -172,9 +174,10 @@ def load_folder(
         folder = boundary = Path(path_or_repo)
         commit = None
     else:
-        folder = _download(str(path_or_repo), revision)
-        # The hub's cache is DIR/snapshots/COMMIT with links into DIR/blobs.
-        boundary, commit = folder.parent.parent, folder.name
+        folder = hub.download(str(path_or_repo), revision, FILES)
+        # CACHE/REPOSITORY/snapshots/COMMIT holds links into CACHE/REPOSITORY/blobs; a large file there is a link
+        # itself, into CACHE/blobs, which all repositories share.
+        boundary, commit = folder.parents[2], folder.name
 
     card = member(folder, CONFIG_FILE, boundary)
     config = _read_json(card)
@@ -348,23 +351,6 @@ def _check_pickle(file: Path) -> list[int]:
     return [member.file_size for member in members if "/data/" in member.filename]
 
 
-def _download(repo: str, revision: str | None) -> Path:
-    """The local copy of a dataset repository's set."""
-    try:
-        folder = snapshot_download(
-            repo,
-            repo_type="dataset",
-            revision=revision,
-            allow_patterns=[TENSORS_FILE, CONFIG_FILE, README_FILE],
-        )
-    except (OSError, ValueError) as error:
-        raise FileNotFoundError(
-            f"{repo!r} is neither a folder here nor, at revision {revision!r}, a dataset repository that can "
-            f"be fetched from the hub; check path, repository and connection ({str(error).strip()})"
-        ) from error
-    return Path(folder)
-
-
 def member(folder: Path, name: str, boundary: Path) -> Path:
     """The path of a file that must be in ``folder``, an ordinary one, not beyond ``boundary`` and of sane size.
 
@@ -500,7 +486,7 @@ def _check_replaceable(path: Path) -> None:
     if not path.is_dir():
         raise ValueError(f"{path} must be a folder, got a file; choose another path")
     names = {entry.name for entry in path.iterdir()}
-    others = names - {TENSORS_FILE, CONFIG_FILE, README_FILE}
+    others = names - set(FILES)
     if others or (names and not {TENSORS_FILE, CONFIG_FILE} <= names):
         raise ValueError(
             f"{path} must be empty or hold a distilled set and nothing else to be replaced, got "

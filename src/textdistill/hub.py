@@ -1,0 +1,109 @@
+"""The Hugging Face hub: the dataset repositories that sets are read from and pushed to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, constants, get_token, snapshot_download
+
+# Of httpx in version 1 of huggingface_hub, of httpx2 in version 2; the base of all that the way to the hub can raise.
+from huggingface_hub.errors import HfHubHTTPError, HTTPError  # type: ignore[attr-defined]
+
+
+def download(repo: str, revision: str | None, names: Sequence[str]) -> Path:
+    """The local copy of files of a dataset repository: a folder named after the commit, in the hub's cache.
+
+    Raises:
+        FileNotFoundError: there is no such repository or revision, or no way to it.
+
+    """
+    try:
+        return Path(snapshot_download(repo, repo_type="dataset", revision=revision, allow_patterns=list(names)))
+    except (OSError, ValueError, HTTPError) as error:
+        raise FileNotFoundError(
+            f"{repo!r} is neither a folder here nor, at revision {revision!r}, a dataset repository that can "
+            f"be fetched from the hub; check path, repository and connection ({str(error).strip()})"
+        ) from error
+
+
+def create(repo: str, private: bool | None, token: str | None) -> str:
+    """Makes a dataset repository unless it exists.
+
+    Args:
+        repo: ``owner/name``, or ``name`` for one's own.
+        private: of a new repository; None leaves it to the owner's settings.
+        token: None for the one that the machine is logged in with.
+
+    Returns:
+        ``owner/name``.
+
+    Raises:
+        ValueError: there is no token, the name is none that a repository can have, or a repository that should be
+            private exists and is public.
+        OSError: the hub refuses, or cannot be reached.
+
+    """
+    api = _api(token)
+    with _pushing(repo):
+        found: str = api.create_repo(repo, repo_type="dataset", private=private, exist_ok=True).repo_id
+        # The hub leaves an existing repository as it is.
+        if private and not api.dataset_info(found).private:
+            raise ValueError(
+                f"{found!r} must be private, but it exists and is public; make it private in its settings on the hub,"
+                " or push to another name"
+            )
+    return found
+
+
+def commit(folder: Path, repo: str, revision: str | None, message: str, token: str | None) -> CommitInfo:
+    """Puts the files of a folder into a dataset repository, as one commit: all of them, or none.
+
+    Args:
+        folder: holds files only. (``upload_folder`` may make several commits of it.)
+        repo: ``owner/name``.
+        revision: a branch, made if need be; None for the main one.
+        message: of the commit.
+        token: as in ``create``.
+
+    Raises:
+        ValueError: there is no token, or the hub finds a mistake in the README.
+        OSError: the hub refuses, or cannot be reached.
+
+    """
+    api = _api(token)
+    files = [CommitOperationAdd(path_in_repo=path.name, path_or_fileobj=path) for path in sorted(folder.iterdir())]
+    with _pushing(repo):
+        if revision is not None and not revision.startswith("refs/"):
+            api.create_branch(repo, repo_type="dataset", branch=revision, exist_ok=True)
+        return api.create_commit(repo, files, commit_message=message, repo_type="dataset", revision=revision)
+
+
+def _api(token: str | None) -> HfApi:
+    token = token or get_token()
+    if token is None:
+        raise ValueError(
+            "pushing needs a token of the hub that may write, and none was found; run hf auth login, or set HF_TOKEN"
+        )
+    return HfApi(token=token, library_name="textdistill")
+
+
+@contextmanager
+def _pushing(repo: str) -> Iterator[None]:
+    """Says in one sentence what went wrong on the way to the hub."""
+    try:
+        yield
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        reason = error.server_message or str(error).strip().partition("\n")[0]
+        remedy = "push again when that is put right"
+        if status in (401, 403, 404):
+            remedy = "check the name, and that the token may write there (hf auth whoami)"
+        raise OSError(f"pushing to {repo!r} failed: the hub answered {status} ({reason}); {remedy}") from error
+    except (HTTPError, ConnectionError, RuntimeError) as error:
+        cause = error.__cause__ if isinstance(error, RuntimeError) else error  # of the upload of a large file
+        reason = str(cause or error).strip().partition("\n")[0]
+        raise OSError(
+            f"pushing to {repo!r} failed ({reason}); check the connection to {constants.ENDPOINT} and push again"
+        ) from error
