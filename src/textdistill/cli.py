@@ -83,13 +83,14 @@ the set was made for, unless given.
   evaluate.n_eval_model=N            learners in the score
 """,
     "finetune": """\
-usage: textdistill finetune DISTILLED_DIR --output DIR [--model NAME] [--seed N]
+usage: textdistill finetune DISTILLED_DIR --output DIR [--model NAME] [--seed N] [--export onnx]
 
 Fine-tunes a fresh learner on a distilled set and writes an ordinary Hugging Face model folder.
 
   --output DIR   new or empty folder for weights, tokenizer and label names
   --model NAME   encoder (default: the one that the set was made for)
   --seed N       decides the head (default 42); learner 0 of evaluate with base.seed=N is this model
+  --export onnx  also write model.onnx, for other runtimes; needs the extra onnx
 """,
     "push": """\
 usage: textdistill push DISTILLED_DIR REPO_ID [--private] [--revision BRANCH] [--message TEXT] [--license ID]
@@ -334,8 +335,9 @@ def _finetune(arguments: list[str]) -> None:
     parser.add_argument("--output", required=True)
     parser.add_argument("--model")
     parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--export", choices=["onnx"])
     given = parser.parse_args(arguments)
-    done = commands.finetune(given.distilled_dir, given.output, given.model, given.seed)
+    done = commands.finetune(given.distilled_dir, given.output, given.model, given.seed, given.export == "onnx")
     print(f"fine-tuned {done['model']} in {done['seconds']:.2f} s; the model is in {done['output']}")
 
 

@@ -22,6 +22,7 @@ from textdistill.checkpoint import CHECKPOINT_FILE, Checkpoint, load_checkpoint,
 from textdistill.config import RunConfig, load_run_config
 from textdistill.distilled import Card, DistilledDataset, describe
 from textdistill.evaluation import Score, score, trained_on
+from textdistill.export import ONNX_FILE, check_onnx, to_onnx
 from textdistill.inspection import nearest_tokens, strongest, unusual
 from textdistill.learner import Learner, ModelConfig
 from textdistill.processes import Processes
@@ -295,7 +296,9 @@ def baseline(kind: str, config: RunConfig, training: Training = Training.inner_l
     return results
 
 
-def finetune(distilled_dir: str | Path, output: str | Path, model: str | None = None, seed: int = 42) -> dict[str, Any]:
+def finetune(
+    distilled_dir: str | Path, output: str | Path, model: str | None = None, seed: int = 42, onnx: bool = False
+) -> dict[str, Any]:
     """Fine-tunes a fresh learner on a saved set and writes an ordinary Hugging Face model folder.
 
     The model is learner 0 of ``evaluate`` with ``base.seed=seed``.
@@ -305,11 +308,14 @@ def finetune(distilled_dir: str | Path, output: str | Path, model: str | None = 
         output: the folder to write: weights, tokenizer, label names.
         model: encoder; None for the one the set was made for.
         seed: decides the head.
+        onnx: also write ``model.onnx``, see ``export``.
 
     Returns:
         The output folder, the model's name and the seconds the fine-tuning took.
 
     """
+    if onnx:
+        check_onnx()
     distilled = DistilledDataset.from_pretrained(distilled_dir)
     output = Path(output)
     if output.exists() and any(output.iterdir()):
@@ -324,6 +330,8 @@ def finetune(distilled_dir: str | Path, output: str | Path, model: str | None = 
     learner.tokenizer.model_max_length = distilled.card.data.get("max_length", learner.max_positions)
     tuned.save_pretrained(output)
     learner.tokenizer.save_pretrained(output)
+    if onnx:
+        to_onnx(tuned, learner.tokenizer, output / ONNX_FILE)
     return {"output": str(output), "model": name, "seconds": seconds}
 
 
