@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import logging
 import os
 import random
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,6 +18,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import pytest
 import torch
+import transformers
 from transformers import AutoModel, BertConfig, BertTokenizerFast, PreTrainedConfig, PreTrainedTokenizerBase
 
 from standin import Hub, point_to, serve
@@ -65,6 +68,20 @@ VOCABULARY = SPECIAL + [word for words in CLASS_WORDS.values() for word in words
 CLASS_NAMES = tuple(CLASS_WORDS)
 
 SaveModel = Callable[[PreTrainedConfig, Path], Path]
+
+
+@pytest.fixture
+def process_state(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """The command line owns its process; here it has to give back arguments, logging and working folder."""
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    monkeypatch.chdir(tmp_path)
+    root, verbosity = logging.getLogger(), transformers.logging.get_verbosity()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    transformers.logging.set_verbosity(verbosity)
+    transformers.logging.enable_progress_bar()
 
 
 @pytest.fixture(scope="session")

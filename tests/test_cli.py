@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import logging
 import math
 import os
 import runpy
@@ -13,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -30,6 +29,8 @@ from textdistill import commands, config, storage, trainer
 from textdistill.cli import VERB_HELP, _quoted, main
 from textdistill.distilled import DistilledDataset
 
+pytestmark = pytest.mark.usefixtures("process_state")
+
 SCRIPT = Path(sys.executable).with_name("textdistill")
 SWEEP_OF_THE_REFERENCE = [
     "-m",
@@ -39,20 +40,6 @@ SWEEP_OF_THE_REFERENCE = [
     "distilled_data.lr_init=0.01,0.1",
     "train.lr_inputs_embeds=0.1,0.01,0.001",
 ]
-
-
-@pytest.fixture(autouse=True)
-def process_state(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """``main`` owns its process; here it has to give back arguments, logging and working folder."""
-    monkeypatch.setattr(sys, "argv", sys.argv)
-    monkeypatch.chdir(tmp_path)
-    root, verbosity = logging.getLogger(), transformers.logging.get_verbosity()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    transformers.logging.set_verbosity(verbosity)
-    transformers.logging.enable_progress_bar()
 
 
 @pytest.fixture

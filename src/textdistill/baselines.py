@@ -247,9 +247,12 @@ def _real_batch(learner: Learner, train: TokenizedSplit, rows: np.ndarray, lr: f
 def _features(learner: Learner, train: TokenizedSplit, rows: np.ndarray, batch_size: int) -> Tensor:
     """Pooled features (len(rows), D) of the pretrained encoder, in the order of ``rows``."""
     features = torch.empty(len(rows), learner.model.config.hidden_size)
+    bar = tqdm(total=len(rows), desc="features", unit="row", leave=False, dynamic_ncols=True, disable=None)
     for members, batch in sorted_batches(train, batch_size, rows):
         inputs = {name: tensor.to(learner.device) for name, tensor in batch.items() if name != "labels"}
         features[torch.from_numpy(members)] = learner.pooled(inputs).float().cpu()
+        bar.update(len(members))
+    bar.close()
     return features
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import math
 import os
@@ -11,8 +12,10 @@ import shlex
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -20,6 +23,8 @@ T = TypeVar("T")
 
 # What a user can put right. OSError: transformers and datasets raise it for a model or dataset that they cannot find.
 USER_ERRORS = (ValueError, OSError, FloatingPointError)
+# Overrides that belong to one run: a run beside it has its own.
+OF_ONE_RUN = re.compile(r"\+*(base\.(save_dir|save_method_dir|run_name|method)|train\.(save_ckpt_dir|resume))=")
 
 HELP = """\
 usage: textdistill VERB ...
@@ -38,7 +43,7 @@ Distils a text-classification dataset into a few learned samples that fine-tune 
   report   RESULT... [--output FILE]            tables of the results of runs and baselines
   track    RUN_DIR                             complete the MLflow run of a run folder
 
-textdistill VERB --help tells more.
+textdistill VERB --help tells more. An error is one line; --debug adds where it came from.
 """
 
 _KEYS = """\
@@ -175,6 +180,8 @@ run went on; makes the MLflow run where there is none.
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of the ``textdistill`` command; exits with 2 where the user can put things right."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
     if not arguments or arguments[0] in ("-h", "--help"):
         print(HELP, end="")
         return
@@ -185,8 +192,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(VERB_HELP[verb], end="")
         return
     _quiet()
-    verbs = {
-        "distill": _distill,
+    verbs: dict[str, Callable[[list[str]], None]] = {
+        "distill": partial(_distill, debug),
         "evaluate": _evaluate,
         "finetune": _finetune,
         "push": _push,
@@ -198,10 +205,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         "report": _report,
         "track": _track,
     }
-    _guarded(verbs[verb], rest)
+    _guarded(verbs[verb], rest, debug=debug)
 
 
-def _distill(arguments: list[str]) -> None:
+def _distill(debug: bool, arguments: list[str]) -> None:
     import hydra
     from hydra.core.hydra_config import HydraConfig
     from hydra.errors import CompactHydraException
@@ -226,20 +233,17 @@ def _distill(arguments: list[str]) -> None:
             "overrides.yaml": OmegaConf.to_yaml(runtime.overrides.task),
         }
 
-        def distill() -> dict[str, Any]:
-            try:
-                return commands.distill(run_config, composed)
-            except USER_ERRORS as error:
-                if not sweep:
-                    raise
-                # The other jobs go on; Hydra shows the first such error at the end, without a traceback.
-                failed = f"job {runtime.job.num} failed: {' '.join(str(error).split())}"
-                logging.getLogger(__name__).error(failed)
-                raise CompactHydraException(f"textdistill: error: {failed}") from error
+        def job_failed(message: str, status: int) -> NoReturn:
+            # The other jobs go on; Hydra shows the first such error at the end, without a traceback.
+            failed = f"job {runtime.job.num} failed: {' '.join(message.split())}"
+            logging.getLogger(__name__).error(failed)
+            raise CompactHydraException(f"textdistill: error: {failed}")
 
         # Inside the job: Hydra would print a traceback for an exception, and lets an exit through.
-        results = _guarded(distill)
-        _print_results(results, Path(run_config.base.save_dir))
+        fail = job_failed if sweep else _fail
+        results = _guarded(commands.distill, run_config, composed, debug=debug, fail=fail)
+        run_dir = Path(run_config.base.save_dir)
+        _print_results(results, run_dir, {} if sweep else _after_run(run_dir))
         # Without training there is no validation, and a sweeper must not choose by the reported split.
         selected: float = results["validation"]["loss"] if "validation" in results else math.nan
         return selected
@@ -264,23 +268,17 @@ def _evaluate(arguments: list[str]) -> None:
 
     folder, made_for, overrides = _set_and_overrides("evaluate", arguments)
     config = compose(*made_for, "base.method=evaluate", *overrides)
-    _print_results(commands.evaluate(folder, config), Path(config.base.save_dir))
+    steps = {"an ordinary model": ["textdistill", "finetune", folder, "--output", "model"]}
+    _print_results(commands.evaluate(folder, config), Path(config.base.save_dir), steps)
 
 
 def _verify(arguments: list[str]) -> None:
-    from textdistill import commands
+    from textdistill import commands, terminal
     from textdistill.config import compose
 
     folder, made_for, overrides = _set_and_overrides("verify", arguments)
     found = commands.verify(folder, compose(*made_for, *overrides))
-    for thing in ("data", "model"):
-        if not found[f"same_{thing}"]:
-            print(f"note: the {thing} measured with differ from what the card names")
-    for name, metric in found["metrics"].items():
-        print(f"  {name:10} stated   {_spread(metric['stated'])}")
-        print(f"  {'':10} measured {_spread(metric['measured'])}: {'within' if metric['within'] else 'outside'}")
-    for line in found["unusual"] or ["nothing"]:
-        print(f"unusual: {line}")
+    terminal.print_verified(found)
     if not found["verified"]:
         _fail(f"{folder}: the measured score is outside the stated spread")
     print(f"verified: {folder}")
@@ -324,11 +322,14 @@ def _baseline(arguments: list[str]) -> None:
     given, overrides = parser.parse_known_args(arguments[1:])
     config = compose(f"base.method=baseline_{kind}", *overrides)
     results = commands.baseline(kind, config, given.training)
-    _print_results(results, Path(config.base.save_dir))
+    experiment = Path(config.base.save_dir_root, config.base.experiment_name)
+    beside = experiment if Path(config.base.save_dir).is_relative_to(experiment) else Path(config.base.save_dir)
+    steps = {"beside other results": ["textdistill", "report", str(beside)]}
+    _print_results(results, Path(config.base.save_dir), steps)
 
 
 def _finetune(arguments: list[str]) -> None:
-    from textdistill import commands
+    from textdistill import commands, terminal
 
     parser = argparse.ArgumentParser("textdistill finetune", add_help=False)
     parser.add_argument("distilled_dir")
@@ -339,6 +340,8 @@ def _finetune(arguments: list[str]) -> None:
     given = parser.parse_args(arguments)
     done = commands.finetune(given.distilled_dir, given.output, given.model, given.seed, given.export == "onnx")
     print(f"fine-tuned {done['model']} in {done['seconds']:.2f} s; the model is in {done['output']}")
+    classify = f'pipeline("text-classification", {json.dumps(done["output"])})("A text of your own.")'
+    terminal.print_next({"classify": ["python", "-c", f"from transformers import pipeline; print({classify})"]})
 
 
 def _push(arguments: list[str]) -> None:
@@ -357,31 +360,23 @@ def _push(arguments: list[str]) -> None:
 
 
 def _show(arguments: list[str]) -> None:
-    from textdistill import commands
+    from textdistill import commands, terminal
 
-    found = commands.show(_only("show", "DISTILLED_DIR", arguments))
-    card, names = found["card"], found["card"]["class_names"]
-    print(f"{card['task']}, made for {card['model']['name']} ({card['model']['revision']})")
-    for name, shape in found["shapes"].items():
-        print(f"  {name:18} {tuple(shape)!s:24} {found['bytes'][name] / 1024:10.1f} KiB")
-    print("learning rates: " + ", ".join(f"{lr:.4g}" for lr in found["lr"]))
-    for i, labels in enumerate(found["labels"]):
-        print(f"\nsample {i}")
-        print("  labels: " + ", ".join(f"{n} {value:.3f}" for n, value in zip(names, labels, strict=True)))
-        for peak in found["attention"][i] if found["attention"] else []:
-            print("  attention: layer {layer} head {head} row {row} -> key {key} {probability:.3f}".format(**peak))
-        if found["tokens"]:
-            print("  nearest tokens: " + " ".join(near[0]["token"] for near in found["tokens"][i]))
+    folder = _only("show", "DISTILLED_DIR", arguments)
+    terminal.print_set(commands.show(folder))
+    terminal.print_next({"an ordinary model": ["textdistill", "finetune", folder, "--output", "model"]})
 
 
 def _resume(arguments: list[str]) -> None:
     from textdistill import commands
 
     run_dir = _only("resume", "RUN_DIR", arguments)
-    _print_results(commands.resume(run_dir), Path(run_dir))
+    _print_results(commands.resume(run_dir), Path(run_dir), _after_run(Path(run_dir)))
 
 
 def _tune(arguments: list[str]) -> None:
+    from textdistill import terminal
+
     try:
         from textdistill.tuning import tune
     except ModuleNotFoundError as error:
@@ -395,11 +390,8 @@ def _tune(arguments: list[str]) -> None:
     parser.add_argument("--study")
     given = parser.parse_intermixed_args(arguments)
     found = tune(given.overrides, given.trials, given.study)
-    for trial in found["trials"]:
-        loss = "" if trial["validation_loss"] is None else f"{trial['validation_loss']:.4f}"
-        print(f"trial {trial['number']:3} {trial['state']:8} {loss:8} {' '.join(trial['overrides']) or 'the defaults'}")
-    print(f"best: trial {found['best']['number']}")
-    _print_results(found["results"], Path(found["run_dir"]))
+    terminal.print_trials(found["trials"], found["best"])
+    _print_results(found["results"], Path(found["run_dir"]), _after_run(Path(found["run_dir"])))
     print(f"textdistill distill {shlex.join(found['overrides'])}")
 
 
@@ -434,34 +426,62 @@ def _only(verb: str, name: str, arguments: list[str]) -> str:
     return arguments[0]
 
 
-def _print_results(results: dict[str, Any], folder: Path) -> None:
+def _print_results(results: dict[str, Any], folder: Path, steps: Mapping[str, Sequence[str]]) -> None:
+    """Results, and commands to go on with by what they are for; in process 0."""
+    from textdistill import terminal
+
     if _rank() > 0:
         return
-    rows = results["splits"]["test"]
-    print(f"{results['task']}, {results['model']['name']}, protocol {results['protocol']},", end=" ")
-    print(f"{rows['rows']} rows ({rows['source']}), seed {results['seed']}")
-    for name, metric in results["metrics"].items():
-        print(f"  {name:10} {_spread(metric)}")
-    print(f"results: {folder / 'results.json'}")
-    if (folder / "distilled").exists():
-        print(f"distilled set: {folder / 'distilled'}")
+    terminal.print_results(results, folder)
+    if steps:
+        terminal.print_next(steps)
 
 
-def _spread(metric: dict[str, Any]) -> str:
-    spread = "" if metric["std"] is None else f" ± {metric['std']:.4f}"
-    return f"{metric['mean']:.4f}{spread} (n={metric['n']} learners)"
+def _after_run(run_dir: Path) -> dict[str, list[str]]:
+    """Commands to go on with after a run, by what they are for."""
+    import yaml
+
+    distilled = str(run_dir / "distilled")
+    steps = {
+        "what was learned": ["textdistill", "show", distilled],
+        "an ordinary model": ["textdistill", "finetune", distilled, "--output", str(run_dir / "model")],
+    }
+    composed = run_dir / ".hydra" / "overrides.yaml"
+    if composed.exists():  # not where Python started the run
+        given = [override for override in yaml.safe_load(composed.read_text()) if not OF_ONE_RUN.match(override)]
+        beside = str(run_dir / "baseline_random")
+        place = beside if re.fullmatch(r"[\w./-]+", beside) else _quoted(beside)
+        steps["as many real samples"] = ["textdistill", "baseline", "random", *given, f"base.save_dir={place}"]
+    return steps | {"side by side": ["textdistill", "report", str(run_dir)]}
 
 
-def _guarded(work: Callable[..., T], *arguments: Any) -> T:
-    """Runs ``work``; what a user can put right ends in one line and exit status 2."""
+def _fail(message: str, status: int = 2) -> NoReturn:
+    # The messages of libraries run over several lines.
+    print(f"textdistill: error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(status)
+
+
+def _guarded(work: Callable[..., T], *arguments: Any, debug: bool, fail: Callable[[str, int], NoReturn] = _fail) -> T:
+    """Runs ``work``; an error ends in ``fail`` with one line, and the status 2 if the user can put it right.
+
+    Args:
+        work: what to do.
+        *arguments: its arguments.
+        debug: print the traceback of an error too.
+        fail: takes message and exit status.
+
+    """
     try:
         return work(*arguments)
-    except USER_ERRORS as error:
-        logging.getLogger(__name__).debug("traceback", exc_info=error)
-        _fail(str(error))
     except KeyboardInterrupt as error:
         print(f"textdistill: {str(error) or 'interrupted'}", file=sys.stderr)
         sys.exit(128 + getattr(error, "signum", signal.SIGINT))
+    except Exception as error:
+        if debug:
+            traceback.print_exception(error)
+        if isinstance(error, USER_ERRORS):
+            fail(str(error), 2)
+        fail(f"unexpected {type(error).__name__}: {error} (--debug shows where; in a run, run.log too)", 1)
 
 
 def _quoted(value: Any) -> str:
@@ -490,9 +510,3 @@ def _quiet() -> None:
 def _rank() -> int:
     """Number of this process among those that torchrun started; known before torch is imported."""
     return int(os.environ.get("RANK", 0))
-
-
-def _fail(message: str) -> NoReturn:
-    # The messages of libraries run over several lines.
-    print(f"textdistill: error: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(2)

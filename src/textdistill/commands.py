@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -631,6 +632,15 @@ def _log_file(path: Path) -> Iterator[None]:
     logging.getLogger().addHandler(handler)
     try:
         yield
+    except Exception as error:
+        if not isinstance(error, Stopped):
+            # To the file alone: the command line says it in one line.
+            handler.handle(
+                logging.makeLogRecord(
+                    {"name": __name__, "levelname": "ERROR", "msg": "the run ended", "exc_info": sys.exc_info()}
+                )
+            )
+        raise
     finally:
         logging.getLogger().removeHandler(handler)
         ours.setLevel(level)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.metrics import accuracy_score, f1_score
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from textdistill.batches import sorted_batches
 from textdistill.distilled import DistilledDataset
@@ -105,14 +106,16 @@ def score(
     results = []
     own = range(processes.rank, n, processes.count)
     quiet = None if processes.main else True
-    for index in tqdm(own, desc=description, unit="learner", leave=False, dynamic_ncols=True, disable=quiet):
-        params = train(index)
-        logits = torch.empty(len(split), learner.num_labels)
-        for rows, inputs in batches:
-            with torch.no_grad(), float32_products(tf32), autocast(learner.device, fp16, bf16):
-                output = learner(params, inputs).logits
-            logits[torch.from_numpy(rows)] = output.float().cpu()
-        results.append((index, metrics(logits, split.labels, metric_names)))
+    bar = tqdm(own, desc=description, unit="learner", leave=False, dynamic_ncols=True, disable=quiet)
+    with bar, logging_redirect_tqdm():
+        for index in bar:
+            params = train(index)
+            logits = torch.empty(len(split), learner.num_labels)
+            for rows, inputs in batches:
+                with torch.no_grad(), float32_products(tf32), autocast(learner.device, fp16, bf16):
+                    output = learner(params, inputs).logits
+                logits[torch.from_numpy(rows)] = output.float().cpu()
+            results.append((index, metrics(logits, split.labels, metric_names)))
     in_order = [result for _, result in sorted(processes.gather(results), key=itemgetter(0))]
     return {name: Score.of([result[name] for result in in_order]) for name in in_order[0]}
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from textdistill.task import DataConfig, TextTask
 
@@ -194,6 +195,9 @@ def _write(
 
         for split in task.splits:
             append(split, "offsets", [0])
+        rows = sum(map(len, task.splits.values()))
+        bar = tqdm(total=rows, desc="tokenise", unit="row", leave=False, dynamic_ncols=True, disable=None)
+        stack.enter_context(bar)
         for split, texts in task.pieces():
             encoded = tokenizer(
                 *(texts[column].to_pylist() for column in task.text_columns),
@@ -208,6 +212,7 @@ def _write(
             append(split, "offsets", ends)
             if with_types:
                 append(split, "token_types", chain.from_iterable(encoded["token_type_ids"]))
+            bar.update(len(texts))
 
 
 def _mapped(folder: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
