@@ -37,10 +37,10 @@ def write_reference_folder(folder: Path, distilled: DistilledDataset) -> None:
     card = {
         "config": {key: str(value) if isinstance(value, str) else value for key, value in config.items()},
         "train_config": asdict(distilled.train_config),
-        "num_labels": 2,
-        "hidden_size": 4,
-        "num_layers": 2,
-        "num_heads": 3,
+        "num_labels": len(distilled.card.class_names),
+        "hidden_size": distilled.card.model["embedding_size"],
+        "num_layers": distilled.card.model["num_layers"],
+        "num_heads": distilled.card.model["num_heads"],
     }
     (folder / "config.json").write_text(json.dumps(card, indent=4))
     torch.save({name: tensor.detach() for name, tensor in distilled.raw.items()}, folder / "data_dict")

@@ -180,6 +180,13 @@ class DistilledDataset:
     Raw tensors become what the inner loop reads through softplus (lr), softmax (soft labels, attention labels)
     or nothing (embeddings, unrestricted labels), so lr stay positive and rows sum to 1 by construction.
 
+    >>> distilled = DistilledDataset.from_pretrained("DISTILLED_DIR")
+    >>> distilled.labels.shape == (len(distilled), len(distilled.card.class_names))
+    True
+    >>> model = distilled.finetune()
+    >>> model.config.id2label
+    {0: 'negative', 1: 'positive'}
+
     Attributes:
         raw: ``inputs_embeds`` (N, L, D), ``labels`` (N, C), ``lr`` (T,) or a scalar, and with attention labels
             ``attention_labels`` (N, Y, H, Q, L).
