@@ -562,7 +562,7 @@ def test_unknown_key_or_value(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["destil"], "unknown verb 'destil'; known verbs: distill, evaluate, finetune, show, baseline"),
+        (["destil"], "unknown verb 'destil'; known verbs: distill, evaluate, finetune, push, show, baseline"),
         (["evaluate"], "evaluate needs the folder of a distilled set"),
         (["evaluate", "data.path=x"], "evaluate needs the folder of a distilled set"),
         (["evaluate", "none/such/set"], "'none/such/set' is neither a folder here nor"),
