@@ -40,7 +40,7 @@ Distils a text-classification dataset into a few learned samples that fine-tune 
   resume   RUN_DIR                             go on with an interrupted run
   verify   DISTILLED_DIR [key=value ...]       check a set's files and measure its stated score again
   tune     [key=value ...] [--trials N]        search for better settings on validation
-  report   RESULT... [--output FILE]            tables of the results of runs and baselines
+  report   RESULT... [--output FILE]           tables of the results of runs and baselines
   track    RUN_DIR                             complete the MLflow run of a run folder
 
 textdistill VERB --help tells more. An error is one line; --debug adds where it came from.
