@@ -2,7 +2,9 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo test lint check clean
+.PHONY: setup demo test lint check clean
+
+setup: .venv/ready
 
 demo: .venv/ready
 	$(BIN)/python examples/vader.py --output data

@@ -230,7 +230,8 @@ def template(save_model: SaveModel, tmp_path_factory: pytest.TempPathFactory) ->
     with contextlib.chdir(folder):
         learner._locate.cache_clear()
         commands.distill(compose(*own, "distilled_data.attention_label_type=cls", "base.save_dir=RUN_DIR", *BUDGET))
-    shutil.copytree(folder / "RUN_DIR" / "distilled", folder / "DISTILLED_DIR")
+    for name in ("DISTILLED_DIR", "examples/distilled/ag_news-minilm-l6"):
+        shutil.copytree(folder / "RUN_DIR" / "distilled", folder / name)
     (folder / "best-ckpt").mkdir()
     write_reference_folder(folder / "best-ckpt", DistilledDataset.from_pretrained(folder / "DISTILLED_DIR"))
     return folder
