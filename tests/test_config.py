@@ -18,7 +18,7 @@ import toy
 from textdistill.attention import AttentionLabelType
 from textdistill.commands import distill
 from textdistill.config import RunConfig, compose, load_run_config
-from textdistill.distilled import Init, LabelType
+from textdistill.distilled import AttentionLabelWeight, Init, LabelType
 from textdistill.hypergradient import Estimator
 from textdistill.task import Protocol
 from textdistill.trainer import OptimizerType
@@ -31,6 +31,7 @@ OURS = {
     "data.label_column",
     "data.max_length",
     "data.protocol",
+    "distilled_data.attention_label_weight",
     "distilled_data.init",
     "train.estimator",
     "train.max_steps",
@@ -196,6 +197,7 @@ def test_reference_experiment_has_the_references_figures() -> None:
         "distilled_data.pretrained_data_path": None,
         "distilled_data.data_per_label": 1,
         "distilled_data.attention_label_type": AttentionLabelType.none,
+        "distilled_data.attention_label_weight": AttentionLabelWeight.equal,
         "distilled_data.attention_loss_lambda": 1.0,
         "distilled_data.seq_length": 512,
         "distilled_data.label_type": LabelType.hard,

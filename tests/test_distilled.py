@@ -24,6 +24,7 @@ from reference import directional_derivative
 from textdistill import hub, storage
 from textdistill.attention import AttentionLabelType
 from textdistill.distilled import (
+    AttentionLabelWeight,
     Card,
     DistilledDataConfig,
     DistilledDataset,
@@ -38,7 +39,7 @@ from textdistill.learner import Learner, ModelConfig, Params
 from textdistill.losses import task_loss
 from textdistill.seeding import stream_seed
 from textdistill.tokens import TokenizedSplit
-from toy import write_reference_folder
+from toy import OURS, write_reference_folder
 
 NONE, CLS, ALL = AttentionLabelType
 CARD = Card("toy", CLASS_NAMES, {})
@@ -111,8 +112,11 @@ def test_noise_init_is_standard_normal(tiny_learner: Learner, toy_split: Tokeniz
 def test_attention_labels_start_as_noise(tiny_learner: Learner, toy_split: TokenizedSplit, init: Init) -> None:
     distilled = create(tiny_learner, toy_split, seq_length=60, init=init, attention_label_type=ALL)
     logits = distilled.raw["attention_labels"].detach()
-    assert float(logits.mean()) == pytest.approx(0, abs=0.05)
-    assert float(logits.std()) == pytest.approx(1, rel=0.05)
+    centred = logits - logits.mean(-1, keepdim=True)
+    assert float(centred.std()) == pytest.approx(1, rel=0.05)
+    weights = distilled.attention_weights
+    assert weights is not None
+    torch.testing.assert_close(weights, torch.ones_like(weights), rtol=0, atol=1e-6)
 
 
 # --- learning rates
@@ -222,7 +226,18 @@ def test_steps_cycle_through_the_samples_in_order() -> None:
             assert torch.equal(batch.inputs_embeds, embeds[rows])
             assert torch.equal(batch.labels, distilled.labels[rows])
             assert batch.attention_labels is not None
-            assert torch.equal(batch.attention_labels, distilled.attention_labels[rows])
+            torch.testing.assert_close(batch.attention_labels, distilled.raw["attention_labels"][rows].exp())
+
+
+def test_weights_of_attention_labels_are_learned_or_equal() -> None:
+    distilled = a_set(0)
+    assert distilled.attention_weights is not None
+    for weight, expected in (("learned", distilled.attention_weights), ("equal", torch.ones(4, 2, 3, 1))):
+        distilled.config.attention_label_weight = AttentionLabelWeight(weight)
+        batch = distilled.batches(0)[0]
+        assert batch.attention_labels is not None
+        torch.testing.assert_close(batch.attention_labels.sum(-1), expected[:2])
+    assert distilled.attention_weights is None
 
 
 def test_without_fixed_order_the_seed_draws_each_steps_samples() -> None:
@@ -261,12 +276,12 @@ def outer_loss_of(learner: Learner) -> Callable[[Params], Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("label_type", "attention", "for_step", "decay", "fix_order"),
+    ("label_type", "attention", "weight", "for_step", "decay", "fix_order"),
     [
-        (LabelType.soft, CLS, True, False, True),
-        (LabelType.unrestricted, ALL, False, True, True),
-        (LabelType.hard, NONE, False, False, False),
-        (LabelType.soft, CLS, True, False, False),
+        (LabelType.soft, CLS, AttentionLabelWeight.learned, True, False, True),
+        (LabelType.unrestricted, ALL, AttentionLabelWeight.equal, False, True, True),
+        (LabelType.hard, NONE, AttentionLabelWeight.learned, False, False, False),
+        (LabelType.soft, CLS, AttentionLabelWeight.equal, True, False, False),
     ],
 )
 def test_gradients_of_raw_tensors_are_central_differences(
@@ -274,6 +289,7 @@ def test_gradients_of_raw_tensors_are_central_differences(
     toy_split: TokenizedSplit,
     label_type: LabelType,
     attention: AttentionLabelType,
+    weight: AttentionLabelWeight,
     for_step: bool,
     decay: bool,
     fix_order: bool,
@@ -286,6 +302,7 @@ def test_gradients_of_raw_tensors_are_central_differences(
         data_per_label=2,
         label_type=label_type,
         attention_label_type=attention,
+        attention_label_weight=weight,
         lr_for_step=for_step,
         lr_linear_decay=decay,
         fix_order=fix_order,
@@ -373,7 +390,8 @@ def test_labels_of_keys_out_of_reach_stay_zero(
     )
     gradient = distilled.pull_back(batches, result.parts)["attention_labels"]
     assert gradient.isfinite().all()
-    assert torch.equal(gradient[:, 1] != 0, window.expand(3, 4, 7, 7))
+    assert not gradient[:, 1, :, ~window].any()
+    assert gradient[:, 1].any(-1).all()
 
 
 # --- folders
@@ -520,7 +538,8 @@ def test_the_references_format_is_read(
     loaded = DistilledDataset.from_pretrained(tmp_path)
     assert all(torch.equal(loaded.raw[name], tensor) for name, tensor in distilled.raw.items())
     assert loaded.train_config == distilled.train_config
-    assert {**asdict(loaded.config), "init": None} == {**asdict(distilled.config), "init": None}
+    theirs = {key: value for key, value in asdict(distilled.config).items() if key not in OURS}
+    assert asdict(loaded.config) == {**theirs, "init": Init.noise, "attention_label_weight": AttentionLabelWeight.equal}
     assert loaded.card.model["embedding_size"] == 4
     assert len(loaded.card.class_names) == 2
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Softmax turns this into exactly 0, with an exactly zero gradient: keys that a layer cannot reach stay so.
+# Softmax and exp turn this into exactly 0, with an exactly zero gradient: keys that a layer cannot reach stay so.
 UNREACHABLE = -1e4
 # Raw tensors that hold almost all of a set.
 LARGE = ("inputs_embeds", "attention_labels")
@@ -57,6 +57,13 @@ class Init(StrEnum):
     real = "real"
 
 
+class AttentionLabelWeight(StrEnum):
+    """How much a row of attention labels counts in the attention loss: all alike (the reference), or as learned."""
+
+    equal = "equal"
+    learned = "learned"
+
+
 @dataclass
 class DistilledDataConfig:
     """The shape of the distilled set and how it starts: ``distilled_data.*``."""
@@ -64,6 +71,7 @@ class DistilledDataConfig:
     pretrained_data_path: str | None = None
     data_per_label: int = 1
     attention_label_type: AttentionLabelType = AttentionLabelType.none
+    attention_label_weight: AttentionLabelWeight = AttentionLabelWeight.learned
     attention_loss_lambda: float = 0.5
     seq_length: int = 64
     label_type: LabelType = LabelType.hard
@@ -177,8 +185,9 @@ class _ReferenceFile:
 class DistilledDataset:
     """The learned samples, as raw tensors that an optimiser can move freely.
 
-    Raw tensors become what the inner loop reads through softplus (lr), softmax (soft labels, attention labels)
-    or nothing (embeddings, unrestricted labels), so lr stay positive and rows sum to 1 by construction.
+    Raw tensors become what the inner loop reads through softplus (lr), softmax (soft labels, attention labels),
+    exp (attention labels with learned weights) or nothing (embeddings, unrestricted labels), so lr and weights stay
+    positive and probabilities sum to 1 by construction.
 
     >>> distilled = DistilledDataset.from_pretrained("DISTILLED_DIR")
     >>> distilled.labels.shape == (len(distilled), len(distilled.card.class_names))
@@ -263,7 +272,8 @@ class DistilledDataset:
             draw = generator(seed, "distilled", "attention_labels")
             reach = learner.reach(config.seq_length, config.attention_label_type)
             noise = torch.randn(shapes["attention_labels"], generator=draw)
-            raw["attention_labels"] = noise.masked_fill(~reach[:, None], UNREACHABLE)
+            # Normalised, so that learned weights start at 1.
+            raw["attention_labels"] = noise.masked_fill(~reach[:, None], UNREACHABLE).log_softmax(-1)
         created = cls(raw, config, train_config, card).to(learner.device, learner.dtype)
         created.check(learner)
         return created
@@ -292,6 +302,13 @@ class DistilledDataset:
         raw = self.raw.get("attention_labels")
         return None if raw is None else raw.softmax(-1)
 
+    @property
+    def attention_weights(self) -> Tensor | None:
+        """Weights (N, Y, H, Q), above 0, of the rows of attention labels in the attention loss; None if all are 1."""
+        if self.config.attention_label_weight is AttentionLabelWeight.equal or "attention_labels" not in self.raw:
+            return None
+        return self.raw["attention_labels"].logsumexp(-1).exp()
+
     def batches(self, order_seed: int) -> list[InnerBatch]:
         """What the T inner steps read, with a graph to ``raw``.
 
@@ -300,7 +317,9 @@ class DistilledDataset:
                 With neither, batches do not depend on it.
 
         """
-        labels, attention_labels, lr = self.labels, self.attention_labels, self.lr
+        labels, attention_labels, weights, lr = self.labels, self.attention_labels, self.attention_weights, self.lr
+        if attention_labels is not None and weights is not None:
+            attention_labels = attention_labels * weights[..., None]
         batches = []
         for step in range(self.train_config.train_step):
             rows = self._rows(step, order_seed).to(labels.device)
@@ -604,7 +623,9 @@ def _read_reference(
 ) -> tuple[DistilledDataConfig, LearnerTrainConfig, Card]:
     data = config.get("config")
     if isinstance(data, dict):
-        config = {**config, "config": data | {"init": Init.noise}}  # the reference knows no other
+        # The reference knows no others.
+        known = {"init": Init.noise, "attention_label_weight": AttentionLabelWeight.equal}
+        config = {**config, "config": data | known}
     file = storage.parse(_ReferenceFile, config)
     # The reference does not record what the set was made for.
     model = {

@@ -23,7 +23,8 @@ class InnerBatch:
     Attributes:
         inputs_embeds: input embeddings (B, L, D).
         labels: weights of the classes (B, C), or class indices (B,).
-        attention_labels: target attention (B, Y, H, Q, L), probabilities over the last dimension; or None.
+        attention_labels: target attention (B, Y, H, Q, L), probabilities over the last dimension times the weight of
+            their row; or None.
         lr: the step's learning rate, a scalar.
         context: further inputs of the learner that are not learned (``attention_mask``, ``token_type_ids``).
         dropout_seed: seed of the step's dropout masks; every evaluation of one inner step replays it.

@@ -37,7 +37,8 @@ def attention_loss(log_rows: Tensor, attention_labels: Tensor) -> Tensor:
 
     Args:
         log_rows: logarithm of the learner's attention, (B, Y, H, Q, L).
-        attention_labels: targets of the same shape, probabilities over the last dimension.
+        attention_labels: targets of the same shape, probabilities over the last dimension; or such rows times a weight
+            w each, whose term is ``w * KL + w * log(w)``: what is added does not depend on the parameters.
 
     Returns:
         A scalar with a graph, at least 0 up to rounding.
