@@ -722,9 +722,12 @@ def test_show(distilled_dir: Path, tiny_bert: Path) -> None:
     assert found["lr"] == distilled.lr.tolist()
     assert found["labels"] == distilled.labels.tolist()
     assert distilled.attention_labels is not None
+    assert distilled.attention_weights is not None
     for sample, peaks in enumerate(found["attention"]):
         rows = distilled.attention_labels[sample]
-        assert peaks[0]["probability"] == rows.max().item()
+        weights = distilled.attention_weights[sample]
+        strength = (rows.amax(-1) * weights).max().item()
+        assert peaks[0]["probability"] * peaks[0]["weight"] == pytest.approx(strength)
         for peak in peaks:
             where = (peak["layer"], peak["head"], peak["row"], peak["key"])
             assert rows[where].item() == peak["probability"] == rows[where[:3]].max().item()

@@ -9,7 +9,15 @@ import torch
 
 from conftest import CLASS_NAMES
 from textdistill.attention import AttentionLabelType
-from textdistill.distilled import Card, DistilledDataConfig, DistilledDataset, Init, LabelType, LearnerTrainConfig
+from textdistill.distilled import (
+    AttentionLabelWeight,
+    Card,
+    DistilledDataConfig,
+    DistilledDataset,
+    Init,
+    LabelType,
+    LearnerTrainConfig,
+)
 from textdistill.inspection import nearest_tokens, strongest, unusual
 from textdistill.learner import Learner
 from textdistill.tokens import TokenizedSplit
@@ -49,15 +57,30 @@ def test_strongest_rows_are_found_in_order(real: DistilledDataset) -> None:
     real.raw["attention_labels"].data.zero_()
     point(real, (1, 0, 3, 2), 1, 4.0)
     point(real, (1, 1, 2, 0), 3, 6.0)
-    first, second = (torch.tensor([logit, 0, 0, 0]).softmax(0)[0].item() for logit in (6.0, 4.0))
+    logits = [torch.tensor([logit, 0.0, 0.0, 0.0]) for logit in (6.0, 4.0)]
+    first, second = ({"probability": pytest.approx(row.softmax(0)[0].item())} for row in logits)
+    first["weight"], second["weight"] = (pytest.approx(row.exp().sum().item()) for row in logits)
     found = strongest(real, 2)
     assert found is not None
     assert found[1] == [
-        {"layer": 1, "head": 2, "row": 0, "key": 3, "probability": pytest.approx(first)},
-        {"layer": 0, "head": 3, "row": 2, "key": 1, "probability": pytest.approx(second)},
+        {"layer": 1, "head": 2, "row": 0, "key": 3, **first},
+        {"layer": 0, "head": 3, "row": 2, "key": 1, **second},
     ]
     assert [len(sample) for sample in found] == [2, 2, 2]
     assert {peak["probability"] for sample in (found[0], found[2]) for peak in sample} == {0.25}
+
+
+def test_a_heavy_row_is_stronger_than_a_sharp_one(real: DistilledDataset) -> None:
+    real.raw["attention_labels"].data.zero_()
+    point(real, (1, 0, 3, 2), 1, 4.0)
+    real.raw["attention_labels"].data[1, 1, 2, 0] = 6.0
+    found = strongest(real, 1)
+    assert found is not None
+    assert (found[1][0]["layer"], found[1][0]["probability"]) == (1, 0.25)
+    real.config.attention_label_weight = AttentionLabelWeight.equal
+    found = strongest(real, 1)
+    assert found is not None
+    assert (found[1][0]["layer"], found[1][0]["weight"]) == (0, 1.0)
 
 
 def test_strongest_of_few_or_no_rows(tiny_learner: Learner, toy_split: TokenizedSplit) -> None:

@@ -72,7 +72,7 @@ def found(**other: Any) -> dict[str, Any]:
         "bytes": {"labels": 2048, "lr": 4},
         "labels": [[0.25, 0.75]],
         "lr": [0.1],
-        "attention": [[{"layer": 1, "head": 2, "row": 0, "key": 5, "probability": 0.5}]],
+        "attention": [[{"layer": 1, "head": 2, "row": 0, "key": 5, "probability": 0.5, "weight": 1.0}]],
         "tokens": [[[{"token": "[MASK]", "cosine": 0.5}], [{"token": "cat", "cosine": 0.25}]]],
         **other,
     }
@@ -118,7 +118,7 @@ def test_set_in_lines(capsys: pytest.CaptureFixture[str]) -> None:
         "",
         "sample 0",
         "  labels: no 0.250, yes 0.750",
-        "  attention: layer 1 head 2 row 0 -> key 5 0.500",
+        "  attention: layer 1 head 2 row 0 -> key 5 0.500, weight 1",
         "  nearest tokens: [MASK] cat",
     ]
 
@@ -127,7 +127,7 @@ def test_set_in_tables(terminal: None, capsys: pytest.CaptureFixture[str]) -> No
     print_set(found())
     out = printed(capsys)
     assert "┃ tensor ┃ shape  ┃ KiB ┃" in out
-    assert "│      0 │ no 0.250, yes 0.750 │ layer 1 head 2 row 0 -> key 5 0.500 │ [MASK] cat     │" in out
+    assert "│      0 │ no 0.250, yes 0.750 │ layer 1 head 2 row 0 -> key 5 0.500, weight 1 │ [MASK] cat     │" in out
 
 
 def test_set_without_attention_or_tokens(capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,9 +18,12 @@ UNUSUAL_PEAK = 0.99
 
 
 def strongest(distilled: DistilledDataset, count: int) -> list[list[dict[str, Any]]] | None:
-    """For each sample the ``count`` attention rows with the largest single probability, if any are labelled."""
-    labels = distilled.attention_labels
-    return None if labels is None else [_peaks(sample, count) for sample in labels.detach()]
+    """For each sample the ``count`` attention rows with the largest probability times weight, if any are labelled."""
+    labels, weights = distilled.attention_labels, distilled.attention_weights
+    if labels is None:
+        return None
+    weights = torch.ones_like(labels[..., 0]) if weights is None else weights
+    return [_peaks(*sample, count) for sample in zip(labels.detach(), weights.detach(), strict=True)]
 
 
 def nearest_tokens(
@@ -72,10 +75,10 @@ def unusual(distilled: DistilledDataset) -> list[str]:
     return found
 
 
-def _peaks(rows: Tensor, count: int) -> list[dict[str, Any]]:
-    """The attention rows of one sample, (Y, H, Q, L), that are most concentrated."""
+def _peaks(rows: Tensor, weights: Tensor, count: int) -> list[dict[str, Any]]:
+    """The attention rows of one sample, (Y, H, Q, L), that ask most for one position; weights are (Y, H, Q)."""
     peak, position = rows.max(dim=-1)  # (Y, H, Q)
-    values, flat = peak.flatten().topk(min(count, peak.numel()))
+    flat = (peak * weights).flatten().topk(min(count, peak.numel())).indices
     heads, queries = peak.shape[1:]
     return [
         {
@@ -83,7 +86,8 @@ def _peaks(rows: Tensor, count: int) -> list[dict[str, Any]]:
             "head": i // queries % heads,
             "row": i % queries,
             "key": int(position.flatten()[i]),
-            "probability": value,
+            "probability": peak.flatten()[i].item(),
+            "weight": weights.flatten()[i].item(),
         }
-        for value, i in zip(values.tolist(), flat.tolist(), strict=True)
+        for i in flat.tolist()
     ]

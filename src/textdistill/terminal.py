@@ -120,7 +120,7 @@ def _sample(found: Mapping[str, Any], index: int) -> dict[str, list[str]]:
     labels = zip(names, found["labels"][index], strict=True)
     sample = {"labels": [", ".join(f"{name} {value:.3f}" for name, value in labels)]}
     if found["attention"]:
-        line = "layer {layer} head {head} row {row} -> key {key} {probability:.3f}"
+        line = "layer {layer} head {head} row {row} -> key {key} {probability:.3f}, weight {weight:.3g}"
         sample["attention"] = [line.format(**peak) for peak in found["attention"][index]]
     if found["tokens"]:
         sample["nearest tokens"] = [" ".join(_plain(near[0]["token"]) for near in found["tokens"][index])]
