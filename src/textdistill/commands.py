@@ -85,7 +85,8 @@ def distill(config: RunConfig, composed: Mapping[str, str] | None = None) -> Res
         started = time.monotonic()
         scores = _score(config, bench, distilled)
         seconds = training["training_seconds"] + time.monotonic() - started
-        results = bench.results(scores) | _shape(distilled) | training | {"seconds": seconds}
+        cost = {"seconds": seconds, "peak_memory_bytes": Processes().peak_memory_bytes}
+        results = bench.results(scores) | _shape(distilled) | training | cost
         if record is not None:
             _keep(bench.config, distilled, scores, training, results, record)
     return results

@@ -8,6 +8,8 @@ Every process does the same arithmetic on batches and heads of its own; process 
 from __future__ import annotations
 
 import os
+import resource
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
@@ -50,6 +52,14 @@ class Processes:
     def main(self) -> bool:
         """Whether this is process 0, which writes."""
         return self.rank == 0
+
+    @property
+    def peak_memory_bytes(self) -> int:
+        """The most that this process has held since it started: tensors on the GPU or, without one, all it has."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        # In kilobytes, but for macOS.
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
     def sum(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Sums over all processes, of tensors of one dtype: one reduction of one flat buffer."""

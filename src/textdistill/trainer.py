@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from itertools import islice
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -246,6 +247,8 @@ def fit(
     scaler = torch.amp.GradScaler(learner.device.type, enabled=config.fp16)
     state = RunState(distilled, optimizer, scheduler, scaler)
     started, saved_step = time.monotonic(), None
+    # Of the outer steps since the last line that this process made.
+    step_seconds: list[float] = []
 
     def keep_set(distilled: DistilledDataset, name: str, outer_steps: int) -> None:
         if processes.main:
@@ -304,10 +307,12 @@ def fit(
         metrics |= {"optimizer_lr": scheduler.get_last_lr()[0]}
         if config.max_grad_norm is not None:
             metrics["clipped"] = progress.clipped / len(progress.losses)
-        tracker.log_metrics({**metrics, "checkpoint_seconds": progress.checkpoint_seconds}, progress.step)
+        clocks = {"step_seconds": fmean(step_seconds), "checkpoint_seconds": progress.checkpoint_seconds}
+        tracker.log_metrics({**metrics, **clocks}, progress.step)
         logger.info("step %d/%d: %s", progress.step, max_steps, _line(metrics))
         progress.losses.clear()
         progress.clipped = 0
+        step_seconds.clear()
 
     batches = _real_batches(train, batch_size, seed, progress.step, batches_per_step, processes)
     bar = tqdm(
@@ -332,9 +337,11 @@ def fit(
                 if processes.any(interrupts.noted):
                     interrupts.stop()
                 seed_of_step = stream_seed(seed, "outer", progress.step + 1)
+                began = time.monotonic()
                 loss, accuracy, grad_norm = outer_step(
                     distilled, learner, next(batches), optimizer, scaler, config, seed_of_step
                 )
+                step_seconds.append(time.monotonic() - began)
                 # A float16 gradient that overflows is skipped, until its scale is at its lowest.
                 overflow = scaler.get_scale() > 1 and math.isfinite(loss)
                 check_finite(outer_loss=loss, hypergradient_norm=0.0 if overflow else grad_norm)

@@ -118,7 +118,8 @@ def left_by(root: Path) -> dict[str, Any]:
 
 def timeless(value: Any) -> Any:
     if isinstance(value, dict):
-        return {k: timeless(v) for k, v in value.items() if k not in ("time", "seconds") and not k.endswith("_seconds")}
+        measured = ("time", "seconds", "peak_memory_bytes")
+        return {k: timeless(v) for k, v in value.items() if k not in measured and not k.endswith("_seconds")}
     return value
 
 
