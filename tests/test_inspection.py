@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import PreTrainedModel
 
 from conftest import CLASS_NAMES
 from textdistill.attention import AttentionLabelType
@@ -18,7 +19,7 @@ from textdistill.distilled import (
     LabelType,
     LearnerTrainConfig,
 )
-from textdistill.inspection import nearest_tokens, strongest, unusual
+from textdistill.inspection import nearest_tokens, own_attention, strongest, unusual
 from textdistill.learner import Learner
 from textdistill.tokens import TokenizedSplit
 
@@ -111,6 +112,31 @@ def test_nearest_tokens_of_words_are_the_words(
             assert near[0]["cosine"] == pytest.approx(1.0)
             assert near[1]["cosine"] < near[0]["cosine"]
             assert near[1]["token"] != near[0]["token"]
+
+
+# --- own_attention
+
+
+def attention_of(model: PreTrainedModel, embeds: torch.Tensor) -> torch.Tensor:
+    """As transformers has it: (N, Y, H, L, L)."""
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        return torch.stack(model(inputs_embeds=embeds, output_attentions=True).attentions, dim=1)
+
+
+@pytest.mark.parametrize("rows", ["cls", "all"])
+def test_own_attention_is_that_of_the_learner_before_and_after(
+    rows: str, tiny_learner: Learner, toy_split: TokenizedSplit
+) -> None:
+    distilled = plain(tiny_learner, toy_split, attention_label_type=AttentionLabelType(rows), lr_init=1.0)
+    before, after = own_attention(distilled, tiny_learner, seed=3, count=2)
+    assert before.shape == after.shape == (2, 2, 4, 1 if rows == "cls" else 4, 4)
+    embeds, count = distilled.raw["inputs_embeds"].detach()[:2], before.size(3)
+    pretrained = tiny_learner.to_model(tiny_learner.fresh_params(0))
+    torch.testing.assert_close(before.exp(), attention_of(pretrained, embeds)[:, :, :, :count])
+    tuned = distilled.finetune(tiny_learner, seed=3)
+    torch.testing.assert_close(after.exp(), attention_of(tuned, embeds)[:, :, :, :count])
+    assert (before - after).abs().max() > 1e-3
 
 
 # --- unusual

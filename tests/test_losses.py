@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import reference
-from textdistill.losses import attention_loss, task_loss
+from textdistill.losses import attention_divergence, attention_loss, task_loss
 
 seeds = st.integers(0, 10_000)
 sizes = st.integers(1, 4)
@@ -48,6 +48,14 @@ def test_attention_loss_is_the_reference(seed: int, b: int, y: int, h: int, q: i
     labels = (2 * draw(seed + 1, b, y, h, q, length)).softmax(-1)
     expected = reference.attention_loss(rows, labels)
     assert float(attention_loss(rows.log(), labels)) == pytest.approx(expected, rel=1e-12, abs=1e-12)
+
+
+def test_attention_divergence_is_the_loss_of_each_row() -> None:
+    rows, labels = draw(0, 2, 3, 2, 2, 5).softmax(-1), draw(1, 2, 3, 2, 2, 5).softmax(-1)
+    found = attention_divergence(rows.log(), labels)
+    assert found.shape == (2, 3, 2, 2)
+    own = (slice(1, 2), slice(2, 3), slice(0, 1), slice(1, 2))
+    assert found[own].item() == pytest.approx(reference.attention_loss(rows[own], labels[own]), rel=1e-12)
 
 
 @given(seeds)

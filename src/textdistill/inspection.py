@@ -1,4 +1,4 @@
-"""A distilled set from outside: its strongest attention labels, the nearest tokens, and what looks unusual."""
+"""A distilled set from outside: attention labels and what a step makes of them, nearest tokens, what looks unusual."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from textdistill.distilled import DistilledDataset, LabelType
-from textdistill.learner import Learner
+from textdistill.learner import Learner, Params
+from textdistill.seeding import stream_seed
 
 # An embedding is unusual beyond this many times the median length of the set's embeddings,
 UNUSUAL_NORM = 3.0
@@ -32,16 +33,46 @@ def nearest_tokens(
     """For each sample and position the ``count`` nearest word embeddings by cosine: an aid, not a reading."""
     ids = torch.arange(len(learner.tokenizer), device=learner.device)
     vocabulary = F.normalize(learner.embed(ids), dim=-1)
-    embeds = F.normalize(distilled.raw["inputs_embeds"].detach()[:, :positions], dim=-1)
-    similarity, ids = (embeds @ vocabulary.T).topk(count, dim=-1)
     token = learner.tokenizer.convert_ids_to_tokens
-    return [
-        [
-            [{"token": token(i), "cosine": s} for i, s in zip(at_ids, at_similarity, strict=True)]
-            for at_ids, at_similarity in zip(sample_ids, sample_similarity, strict=True)
-        ]
-        for sample_ids, sample_similarity in zip(ids.tolist(), similarity.tolist(), strict=True)
-    ]
+    samples = []
+    # One by one: a row of similarities is as long as the vocabulary.
+    for sample in distilled.raw["inputs_embeds"].detach()[:, :positions]:
+        similarity, nearest = (F.normalize(sample, dim=-1) @ vocabulary.T).topk(count, dim=-1)
+        samples.append(
+            [
+                [{"token": token(i), "cosine": s} for i, s in zip(at_ids, at_similarity, strict=True)]
+                for at_ids, at_similarity in zip(nearest.tolist(), similarity.tolist(), strict=True)
+            ]
+        )
+    return samples
+
+
+def own_attention(distilled: DistilledDataset, learner: Learner, seed: int, count: int) -> tuple[Tensor, Tensor]:
+    """The learner's own attention on the first samples, before the first inner step and after the last.
+
+    Args:
+        distilled: with attention labels; on the learner's device.
+        learner: becomes learner 0 of ``evaluate`` with ``base.seed=seed``.
+        seed: decides the head.
+        count: of samples, at most N.
+
+    Returns:
+        Logarithms of the rows that the set labels, (count, Y, H, Q, L) each, without dropout.
+
+    """
+
+    def rows(params: Params) -> Tensor:
+        found = []
+        # One by one: with all rows labelled, a sample's fill Y * H * L * L numbers.
+        for sample in distilled.raw["inputs_embeds"].detach()[:count].split(1):
+            with torch.no_grad():
+                output = learner(params, {"inputs_embeds": sample}, label_type=distilled.config.attention_label_type)
+            assert output.log_rows is not None
+            found.append(output.log_rows)
+        return torch.cat(found)
+
+    before = learner.fresh_params(stream_seed(seed, "head", "evaluation", 0))
+    return rows(before), rows(distilled.train(learner, seed, "evaluation", 0))
 
 
 def unusual(distilled: DistilledDataset) -> list[str]:

@@ -29,8 +29,8 @@ def task_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits, labels)
 
 
-def attention_loss(log_rows: Tensor, attention_labels: Tensor) -> Tensor:
-    """``KL(attention_labels || exp(log_rows))``: summed over key positions, averaged over samples, layers, heads, rows.
+def attention_divergence(log_rows: Tensor, attention_labels: Tensor) -> Tensor:
+    """``KL(attention_labels || exp(log_rows))`` of each row: summed over key positions.
 
     A key with label 0 contributes nothing, whatever the learner's attention to it, so keys that a layer cannot
     reach drop out.
@@ -41,12 +41,18 @@ def attention_loss(log_rows: Tensor, attention_labels: Tensor) -> Tensor:
             w each, whose term is ``w * KL + w * log(w)``: what is added does not depend on the parameters.
 
     Returns:
-        A scalar with a graph, at least 0 up to rounding.
-
-    Source: Maekawa et al. (2023), equation 5.
+        (B, Y, H, Q) with a graph, each at least 0 up to rounding.
 
     """
     # Where a probability is 0, its logarithm stays finite, and so do the gradients.
     tiny = torch.finfo(attention_labels.dtype).tiny
     log_ratio = attention_labels.clamp_min(tiny).log() - log_rows.clamp_min(math.log(tiny))
-    return (attention_labels * log_ratio).sum(-1).mean()
+    return (attention_labels * log_ratio).sum(-1)
+
+
+def attention_loss(log_rows: Tensor, attention_labels: Tensor) -> Tensor:
+    """The mean of ``attention_divergence`` over samples, layers, heads and rows, a scalar with a graph.
+
+    Source: Maekawa et al. (2023), equation 5.
+    """
+    return attention_divergence(log_rows, attention_labels).mean()
