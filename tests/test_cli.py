@@ -576,6 +576,7 @@ def test_unknown_key_or_value(
         (["verify", "none/such/set"], "'none/such/set' is neither a folder here nor"),
         (["finetune", "none/such/set", "--output", "model"], "'none/such/set' is neither a folder here nor"),
         (["baseline"], "baseline needs its kind"),
+        (["report", "none/such/run"], "none/such/run holds no results.json: name a run folder"),
         (["baseline", "k_centers"], "baseline needs its kind: textdistill baseline {full,random,k-centers,herding}"),
     ],
 )
@@ -583,6 +584,37 @@ def test_bad_arguments(arguments: list[str], message: str, tmp_path: Path, capsy
     code, err = fail(arguments, capsys, tmp_path)
     assert code == 2
     assert message in one_error(err)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "start"),
+    [
+        ([], "### toy, "),
+        (["--output", "out/a.md"], "### toy, "),
+        (["--output", "out/a.html"], "<!DOCTYPE html>"),
+        (["--output", "out/a.csv"], "task,protocol,model,method,"),
+        (["--output", "out/a.tex"], "\\begin{table}"),
+        (["--output", "out/a.txt", "--format", "latex"], "\\begin{table}"),
+        (["--format", "csv"], "task,protocol,model,method,"),
+    ],
+)
+def test_report(
+    arguments: list[str], start: str, distilled_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["report", str(distilled_dir.parent), *arguments])
+    out = capsys.readouterr().out
+    if "--output" in arguments:
+        assert out == f"report: {arguments[1]}\n"
+        out = (tmp_path / arguments[1]).read_text()
+    assert out.startswith(start)
+
+
+def test_report_of_an_unknown_ending(distilled_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, err = fail(["report", str(distilled_dir.parent), "--output", "report.pdf"], capsys, tmp_path)
+    assert code == 2
+    assert one_error(err).endswith(
+        "--output must end in one of .html, .md, .csv, .tex, got report.pdf; or give --format"
+    )
 
 
 def test_finetune_needs_an_output(distilled_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from textdistill.report import find_results, markdown, summarise
+from textdistill.report import comma_separated, find_results, latex, markdown, read_config, summarise, varying
 
 Results = dict[str, Any]
 
@@ -108,8 +110,10 @@ def test_find_results(tmp_path: Path) -> None:
     for name, results in {"sweep/0": distilled(0.5), "sweep/1": distilled(0.6), "full": FULL}.items():
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "results.json").write_text(json.dumps(results))
-    found = find_results([tmp_path / "sweep", tmp_path / "full" / "results.json"])
-    assert [results["metrics"]["accuracy"]["mean"] for results in found] == [0.5, 0.6, 0.9]
+    found = find_results([tmp_path / "sweep", tmp_path / "full" / "results.json", tmp_path / "sweep" / "1"])
+    assert list(found) == [tmp_path / name / "results.json" for name in ("sweep/0", "sweep/1", "full")]
+    assert [results["metrics"]["accuracy"]["mean"] for results in found.values()] == [0.5, 0.6, 0.9]
+    assert all(results["settings"] == {} for results in found.values())
 
 
 def test_no_results(tmp_path: Path) -> None:
@@ -123,3 +127,121 @@ def test_what_is_not_results(text: str, tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text(text)
     with pytest.raises(ValueError, match=r"results\.json must be what distill, evaluate or baseline wrote"):
         find_results([tmp_path])
+
+
+@pytest.mark.parametrize("name", ["task", "protocol"])
+def test_names_must_be_names(name: str, tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text(json.dumps(FULL | {name: ["toy"]}))
+    with pytest.raises(ValueError, match=rf"must be what distill, evaluate or baseline wrote, got .*{name} \['toy'\]"):
+        find_results([tmp_path])
+
+
+@pytest.mark.parametrize("value", ["NaN", "1e999"])
+def test_means_must_be_finite(value: str, tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text(json.dumps(FULL).replace("[0.9]", f"[{value}]"))
+    with pytest.raises(ValueError, match=r"must be what distill, evaluate or baseline wrote, got .*a mean of"):
+        find_results([tmp_path])
+
+
+# --- Settings of a run
+
+
+CONFIG = """\
+base: {seed: 1, save_dir: /a}
+data: {path: /b, max_length: 128}
+distilled_data: {lr_init: 0.1, data_per_label: 1}
+train: {lr_inputs_embeds: null, inner_loop: 1, val_steps: 3, resume: true}
+evaluate: {n_eval_model: 5}
+tracking: none
+"""
+
+
+def test_settings_of_a_run(tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text(json.dumps(distilled(0.5)))
+    (tmp_path / "config.yaml").write_text(CONFIG)
+    (results,) = find_results([tmp_path]).values()
+    assert results["settings"] == {
+        "data.max_length": 128,
+        "distilled_data.lr_init": 0.1,
+        "distilled_data.data_per_label": 1,
+        "train.lr_inputs_embeds": None,
+    }
+    assert read_config(tmp_path)["tracking"] == "none"
+
+
+@pytest.mark.parametrize("text", ["", "- a", "a: [", "\t:"])
+def test_what_is_not_a_configuration(text: str, tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text(json.dumps(distilled(0.5)))
+    (tmp_path / "config.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"config\.yaml must be the configuration of a run"):
+        find_results([tmp_path])
+
+
+def swept(accuracy: float, seed: int = 1, **settings: Any) -> Results:
+    return distilled(accuracy, seed=seed, settings=settings)
+
+
+def test_runs_of_other_settings_have_lines_of_their_own() -> None:
+    """Only of the same do seeds share one."""
+    found = [
+        swept(0.5, rate=0.1, same=1),
+        swept(0.6, rate=0.1, same=1, seed=2),
+        swept(0.7, rate=None, same=1),
+        real("random", 0.3),
+        FULL,
+    ]
+    assert varying(found) == ["rate"]
+    assert [(line["settings"], line["seeds"], line["learners"]) for line in summarise(found)] == [
+        ("rate=0.1", [1, 2], 2),
+        ("rate=None", [1], 1),
+        (None, [1], 1),
+        (None, [1], 1),
+    ]
+    assert [line["over_random"] for line in summarise(found)][:2] == [pytest.approx(0.25), pytest.approx(0.4)]
+
+
+def test_settings_with_a_column_are_not_named_twice() -> None:
+    key = "distilled_data.data_per_label"
+    found = [distilled(0.5, per_class=n, settings={key: n}) for n in (1, 5)]
+    assert varying(found) == [key]
+    assert [(line["per_class"], line["settings"]) for line in summarise(found)] == [(1, None), (5, None)]
+
+
+# --- Other tables
+
+
+def test_csv_has_every_number_in_full() -> None:
+    found = [distilled(0.81, 0.83), real("random", 0.5), FULL | {"task": 'a,"b"\nc'}]
+    rows = list(csv.DictReader(io.StringIO(comma_separated(summarise(found)))))
+    assert [row["task"] for row in rows] == ['a,"b"\nc', "toy", "toy"]
+    assert [row["method"] for row in rows] == ["full data", "distilled", "random, inner loop"]
+    assert float(rows[1]["accuracy_std"]) == pytest.approx(0.0141421356)
+    assert float(rows[1]["over_random"]) == pytest.approx(0.32)
+    assert (rows[1]["seeds"], rows[1]["learners"], rows[1]["minutes"], rows[1]["of_full"]) == ("1", "2", "1.5", "")
+    assert (rows[0]["positions"], rows[0]["accuracy_std"]) == ("", "")
+
+
+def test_latex() -> None:
+    found = [distilled(0.81, 0.83), FULL]
+    assert (
+        latex(summarise([results | {"task": "a_b & {c}"} for results in found]))
+        == r"""\begin{table}
+\caption{a\_b \& \{c\}, tiny, protocol clean: 100 rows of test.}
+\begin{tabular}{lrrllrrrrrr}
+\toprule
+method & samples per class & steps & labels & attention labels & positions & accuracy & of full data & learners & outer steps & minutes \\
+\midrule
+distilled & 1 & 1 & soft & cls & 8 & 0.8200 $\pm$ 0.0141 & 91.1\% & 2 & 10 & 1.5 \\
+full data &  &  &  &  &  & 0.9000 & 100.0\% & 1 &  &  \\
+\bottomrule
+\end{tabular}
+\end{table}
+"""  # noqa: E501
+    )
+
+
+def test_markdown_keeps_text_in_its_cell() -> None:
+    table = markdown(summarise([distilled(0.5) | {"task": "<b>|`a`\n# x", "made_for": "[x](y)|"}]))
+    heading, *_, row = table.splitlines()
+    assert heading == r"### &lt;b>\|\`a\` # x, tiny, protocol clean"
+    assert row.startswith(r"| distilled for \[x\](y)\| | 1 | 1 |")

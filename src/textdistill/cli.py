@@ -40,7 +40,7 @@ Distils a text-classification dataset into a few learned samples that fine-tune 
   resume   RUN_DIR                             go on with an interrupted run
   verify   DISTILLED_DIR [key=value ...]       check a set's files and measure its stated score again
   tune     [key=value ...] [--trials N]        search for better settings on validation
-  report   RESULT... [--output FILE]           tables of the results of runs and baselines
+  report   RESULT... [--output FILE]           a page, or tables, of the results of runs and baselines
   track    RUN_DIR                             complete the MLflow run of a run folder
 
 textdistill VERB --help tells more. An error is one line; --debug adds where it came from.
@@ -159,14 +159,16 @@ reported split. The same command again goes on with the study; a larger N makes 
 
 {_KEYS}""",
     "report": """\
-usage: textdistill report RESULT... [--format markdown] [--output FILE]
+usage: textdistill report RESULT... [--output FILE] [--format html|markdown|csv|latex]
 
-Tables of results, one for each task, protocol and model: every setting with the mean over its learners and seeds,
-beside full data and random real samples where their results are given too.
+Results of runs and baselines side by side, for each task, protocol and model: every setting with the mean over its
+learners and seeds, beside full data and random real samples where their results are given too. The HTML page is one
+file that needs no network; it also shows the learning curves of the run with the lowest validation loss, and what it
+has learned.
 
-  RESULT             results.json, a run folder, or a folder of run folders
-  --format markdown
-  --output FILE      default: standard output
+  RESULT           results.json, a run folder, or a folder of run folders
+  --output FILE    default: standard output
+  --format         default: by the ending of FILE, .html, .md, .csv or .tex; markdown for standard output
 """,
     "track": """\
 usage: textdistill track RUN_DIR
@@ -404,20 +406,31 @@ def _track(arguments: list[str]) -> None:
 
 def _report(arguments: list[str]) -> None:
     from textdistill import commands
+    from textdistill.report import Format
     from textdistill.storage import replacing
 
     parser = argparse.ArgumentParser("textdistill report", add_help=False)
     parser.add_argument("results", nargs="+", type=Path)
-    parser.add_argument("--format", choices=["markdown"], default="markdown")
+    parser.add_argument("--format", choices=[form.name for form in Format])
     parser.add_argument("--output", type=Path)
     given = parser.parse_args(arguments)
-    tables = commands.report(given.results)
+    if given.format is not None:
+        form = Format[given.format]
+    elif given.output is None:
+        form = Format.markdown
+    elif (ending := given.output.suffix.removeprefix(".")) in list(Format):
+        form = Format(ending)
+    else:
+        endings = ", ".join(f".{form}" for form in Format)
+        raise ValueError(f"--output must end in one of {endings}, got {given.output}; or give --format")
+    text = commands.report(given.results, form)
     if given.output is None:
-        print(tables, end="")
+        print(text, end="")
         return
     given.output.parent.mkdir(parents=True, exist_ok=True)
     with replacing(given.output) as partial:
-        partial.write_text(tables, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8")
+    print(f"report: {given.output}")
 
 
 def _only(verb: str, name: str, arguments: list[str]) -> str:

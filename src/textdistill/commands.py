@@ -26,8 +26,9 @@ from textdistill.evaluation import Score, score, trained_on
 from textdistill.export import ONNX_FILE, check_onnx, to_onnx
 from textdistill.inspection import nearest_tokens, strongest, unusual
 from textdistill.learner import Learner, ModelConfig
+from textdistill.page import page
 from textdistill.processes import Processes
-from textdistill.report import RESULTS_FILE, find_results, markdown, summarise
+from textdistill.report import RESULTS_FILE, Format, comma_separated, find_results, latex, markdown, summarise
 from textdistill.storage import replacing
 from textdistill.task import TextTask, load_task
 from textdistill.tokens import TokenizedSplit, tokenize
@@ -370,15 +371,19 @@ def push(distilled_dir: str | Path, repo_id: str, **options: Any) -> CommitInfo:
     return distilled.push_to_hub(repo_id, dtype=distilled.stored_dtype, **options)
 
 
-def report(paths: Sequence[str | Path]) -> str:
-    """Markdown tables of the results in files, run folders, and folders of run folders.
+def report(paths: Sequence[str | Path], form: Format = Format.markdown) -> str:
+    """Results in files, run folders, and folders of run folders, as one HTML page or as tables.
 
     Raises:
         FileNotFoundError: a path holds no results.
         ValueError: a file holds something else.
 
     """
-    return markdown(summarise(find_results(paths)))
+    found = find_results(paths)
+    if form is Format.html:
+        return page(found)
+    tables = {Format.markdown: markdown, Format.csv: comma_separated, Format.latex: latex}
+    return tables[form](summarise(found.values()))
 
 
 def show(distilled_dir: str | Path, nearest: int = 3, positions: int = 8) -> dict[str, Any]:

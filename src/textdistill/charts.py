@@ -1,0 +1,130 @@
+"""The geometry of a line chart: numbers in, coordinates and their labels out; a template draws them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+WIDTH, HEIGHT = 420, 230
+LEFT, RIGHT, TOP, BOTTOM = 54, 24, 14, 40
+TICKS = 5
+# With more points than that a line has no dots.
+DOTS = 60
+
+
+@dataclass(frozen=True)
+class Series:
+    """A line: points with x growing, and for each the half width of a band around it, or None."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    spread: Sequence[float | None] = ()
+
+
+@dataclass(frozen=True)
+class Line:
+    """A series in the coordinates of the drawing."""
+
+    name: str
+    path: str
+    band: str
+    dots: list[tuple[float, float, str]]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """What there is to draw in ``WIDTH`` by ``HEIGHT``.
+
+    Attributes:
+        title: what it shows.
+        text: the same in words, for those who do not see it.
+        lines: in the order of the series.
+        x_ticks: coordinates and labels on the horizontal axis...
+        y_ticks: ...and on the vertical one.
+        mark: horizontal coordinate of what is marked, or None.
+
+    """
+
+    title: str
+    text: str
+    lines: list[Line]
+    x_ticks: list[tuple[float, str]]
+    y_ticks: list[tuple[float, str]]
+    mark: float | None
+    width: int = WIDTH
+    height: int = HEIGHT
+    left: int = LEFT
+    right: int = WIDTH - RIGHT
+    top: int = TOP
+    bottom: int = HEIGHT - BOTTOM
+
+
+def line_chart(title: str, series: Sequence[Series], mark: float | None = None) -> Chart | None:
+    """A chart of the series that have points, over outer steps from 0; None if none has.
+
+    Args:
+        title: what the values are.
+        series: of one unit.
+        mark: an x to mark.
+
+    """
+    series = [line for line in series if line.points]
+    if not series:
+        return None
+    bounds = [y + sign * (half or 0.0) for line in series for _, y, half in _with_spread(line) for sign in (-1, 1)]
+    x_ticks = _ticks(0.0, max(line.points[-1][0] for line in series))
+    y_ticks = _ticks(min(bounds), max(bounds))
+
+    def x(value: float) -> float:
+        return round(LEFT + (WIDTH - LEFT - RIGHT) * value / x_ticks[-1], 1)
+
+    def y(value: float) -> float:
+        share = (value - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
+        return round(HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * share, 1)
+
+    def drawn(line: Series) -> Line:
+        rows = _with_spread(line)
+        widths = [(at, value, half) for at, value, half in rows if half is not None]
+        outline = [(at, value + half) for at, value, half in widths]
+        outline += [(at, value - half) for at, value, half in reversed(widths)]
+        dots = [(x(at), y(value), f"{line.name} at step {at:g}: {value:.4g}") for at, value, _ in rows]
+        return Line(
+            line.name,
+            " ".join(f"{x(at)},{y(value)}" for at, value in line.points),
+            " ".join(f"{x(at)},{y(value)}" for at, value in outline),
+            dots if len(dots) <= DOTS else [],
+        )
+
+    text = "; ".join(map(_in_words, series))
+    return Chart(
+        title,
+        f"{title}: {text}" + ("" if mark is None else f"; chosen at step {mark:g}"),
+        [drawn(line) for line in series],
+        [(x(tick), f"{tick:,g}") for tick in x_ticks],
+        [(y(tick), f"{tick:.6g}") for tick in y_ticks],
+        None if mark is None else x(mark),
+    )
+
+
+def _with_spread(line: Series) -> list[tuple[float, float, float | None]]:
+    spread = line.spread or [None] * len(line.points)
+    return [(x, y, half) for (x, y), half in zip(line.points, spread, strict=True)]
+
+
+def _in_words(line: Series) -> str:
+    (start, first), (end, last) = line.points[0], line.points[-1]
+    if len(line.points) == 1:
+        return f"{line.name} {first:.4g} at step {start:g}"
+    return f"{line.name} from {first:.4g} at step {start:g} to {last:.4g} at step {end:g}"
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """At least two evenly spaced round numbers, the first at most ``low`` and the last at least ``high``."""
+    scale = max(abs(low), abs(high))
+    # Between values that differ by rounding there are no round numbers.
+    span = high - low if high - low > 1e-9 * scale else scale or 1.0
+    magnitude = 10.0 ** math.floor(math.log10(span / (TICKS - 1)))
+    step = next(m * magnitude for m in (1, 2, 2.5, 5, 10, 20) if m * magnitude * (TICKS - 1) >= span)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [i * step for i in range(first, max(last, first + 1) + 1)]
