@@ -1,8 +1,9 @@
-"""The main job on the VADER movie reviews: distil, evaluate, compare, fine-tune, classify.
+"""The main job on the VADER movie reviews: distil, evaluate, compare, fine-tune, classify, report.
 
     python examples/vader.py --output data && python examples/demo.py
 
-(``make demo`` does both). Distils 8,058 sentences into one learned sample per class and prints one table.
+(``make demo`` does both). Distils 8,058 sentences into one learned sample per class, prints one table
+and writes one page, demo/report.html.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from rich.console import Console
 from rich.table import Table
 
 from textdistill import baseline, compose, distill, finetune
+from textdistill.commands import report
+from textdistill.report import Format
 
 OUTPUT = Path("demo")
 SETTINGS = (
@@ -72,7 +75,10 @@ def main() -> None:
     console.print(f"fine-tuned on the distilled set in {tuned['seconds']:.2f} s: {tuned['output']}")
     for sentence, answer in zip(SENTENCES, classify(list(SENTENCES)), strict=True):
         console.print(f"  {answer['label']:8} {answer['score']:.2f}  {sentence}")
+    page = OUTPUT / "report.html"
+    page.write_text(report([OUTPUT], Format.html), encoding="utf-8")
     console.print(f"{(time.monotonic() - started) / 60:.1f} minutes; everything is in {OUTPUT}/")
+    console.print(f"report: {page}")
 
 
 if __name__ == "__main__":
