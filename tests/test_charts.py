@@ -30,7 +30,7 @@ def test_ticks_are_round() -> None:
     assert _ticks(0.0, 2000.0) == [0, 500, 1000, 1500, 2000]
     assert _ticks(0.31, 0.9) == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert _ticks(0.5, 0.5)[0] <= 0.5 < _ticks(0.5, 0.5)[-1]
-    assert _ticks(0.0, 0.0) == [0.0, 0.25]
+    assert _ticks(0.0, 0.0) == _ticks(0.0, 5e-324) == [0.0, 0.25]
 
 
 def test_line_chart() -> None:

@@ -11,6 +11,8 @@ LEFT, RIGHT, TOP, BOTTOM = 54, 24, 14, 40
 TICKS = 5
 # With more points than that a line has no dots.
 DOTS = 60
+# As good as 0: a power of ten near the least of all floats is not exact.
+ZERO = 1e-300
 
 
 @dataclass(frozen=True)
@@ -121,9 +123,10 @@ def _in_words(line: Series) -> str:
 
 def _ticks(low: float, high: float) -> list[float]:
     """At least two evenly spaced round numbers, the first at most ``low`` and the last at least ``high``."""
-    scale = max(abs(low), abs(high))
+    scale, span = max(abs(low), abs(high)), high - low
     # Between values that differ by rounding there are no round numbers.
-    span = high - low if high - low > 1e-9 * scale else scale or 1.0
+    if span <= max(1e-9 * scale, ZERO):
+        span = scale if scale > ZERO else 1.0
     magnitude = 10.0 ** math.floor(math.log10(span / (TICKS - 1)))
     step = next(m * magnitude for m in (1, 2, 2.5, 5, 10, 20) if m * magnitude * (TICKS - 1) >= span)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
