@@ -226,7 +226,7 @@ def named(out: str) -> list[list[str]]:
 def test_commands_that_a_run_names(
     settings: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Each of them runs as it is printed, and their results stand beside the run's."""
+    """Each of them runs as it is printed, and the page shows all of their results."""
     main(["distill", *settings("distilled_data.data_per_label=2", "train.resume=true")])
     next_steps = named(capsys.readouterr().out)
     run = tmp_path / "run"
@@ -235,7 +235,7 @@ def test_commands_that_a_run_names(
         ["textdistill", "show", f"{run}/distilled"],
         ["textdistill", "finetune", f"{run}/distilled", "--output", f"{run}/model"],
         ["textdistill", "baseline", "random", *given, f"base.save_dir={run}/baseline_random"],
-        ["textdistill", "report", str(run)],
+        ["textdistill", "report", str(run), "--output", f"{run}/report.html"],
     ]
     for _, *arguments in next_steps:
         main(arguments)
@@ -247,8 +247,9 @@ def test_commands_that_a_run_names(
             assert "'label': " in capsys.readouterr().out
         elif arguments[0] == "show":
             assert named(out) == [["textdistill", "finetune", f"{run}/distilled", "--output", "model"]]
-    assert "| distilled |" in out
-    assert "| random, inner loop |" in out
+    page = (run / "report.html").read_text()
+    assert page.startswith("<!DOCTYPE html>")
+    assert "random, inner loop" in page
     main(["resume", str(run)])
     assert named(capsys.readouterr().out) == next_steps
 

@@ -465,7 +465,8 @@ def _after_run(run_dir: Path) -> dict[str, list[str]]:
         beside = str(run_dir / "baseline_random")
         place = beside if re.fullmatch(r"[\w./-]+", beside) else _quoted(beside)
         steps["as many real samples"] = ["textdistill", "baseline", "random", *given, f"base.save_dir={place}"]
-    return steps | {"side by side": ["textdistill", "report", str(run_dir)]}
+    page = str(run_dir / "report.html")
+    return steps | {"all of it on one page": ["textdistill", "report", str(run_dir), "--output", page]}
 
 
 def _fail(message: str, status: int = 2) -> NoReturn:
