@@ -128,7 +128,12 @@ def _validation_loss(run: Run) -> float:
 
 
 def _compared(runs: Sequence[Run], names: Mapping[Path, str]) -> dict[str, Any]:
-    """A row for each of the results, a value to sort by and a text for each column that says something."""
+    """A row for each of the results, a value to sort by and a text for each column that says something.
+
+    Returns:
+        ``columns`` by name, those of them that hold ``numbers``, and ``rows``.
+
+    """
     keys = [key for key in varying(results for _, results in runs) if key not in COLUMNS]
     described = [*(HEADINGS[name] for name in SHAPE), *keys, "seed"]
 
@@ -154,7 +159,8 @@ def _compared(runs: Sequence[Run], names: Mapping[Path, str]) -> dict[str, Any]:
     texts = {name: {row[name]["text"] for row in rows} for name in rows[0]}
     # What is the same for all tells nothing of any.
     columns = [name for name in texts if len(texts[name]) > 1 or (name not in described and texts[name] != {""})]
-    return {"columns": columns, "rows": rows}
+    numbers = [name for name in columns if any(isinstance(row[name]["value"], int | float) for row in rows)]
+    return {"columns": columns, "numbers": numbers, "rows": rows}
 
 
 def _sweep(distilled: Iterable[Results]) -> dict[str, Any] | None:

@@ -17,10 +17,10 @@ const drawing = (markup, attributes) => {
   return svg;
 };
 
-const fillTable = (table, caption, headings, rows, numbers = true) => {
+const fillTable = (table, caption, headings, rows) => {
   const head = make("tr");
-  for (const heading of headings) {
-    const cell = make("th", heading, numbers ? "number" : "");
+  for (const [heading, className] of headings) {
+    const cell = make("th", heading, className);
     cell.scope = "col";
     head.append(cell);
   }
@@ -98,7 +98,7 @@ for (const element of document.querySelectorAll(".sweep")) {
       });
       return [heading, ...cells];
     });
-    fillTable(element.querySelector("table"), `${wanted}, by ${down} (rows) and ${across} (columns)`, [down, ...values(across)], body);
+    fillTable(element.querySelector("table"), `${wanted}, by ${down} (rows) and ${across} (columns)`, [[down, ""], ...values(across).map((value) => [value, "number"])], body);
   };
   const rows = choose("rows", keys, 0);
   const columns = choose("columns", keys, 1);
@@ -213,11 +213,12 @@ for (const element of document.querySelectorAll(".inside")) {
     element.querySelector(".readout").textContent =
       `${found.shown[sample]}, layer ${layer}, head ${head}: its strongest label is ${share.toFixed(3)}, ` +
       `from position ${row} to position ${position}.` + (kl.length ? ` KL(label ‖ attention): ${kl.join(", ")} fine-tuning.` : "");
-    const headings = ["from", "to", ...(tokens ? ["nearest token"] : []), ...Object.keys(maps)];
+    const numbers = (names) => names.map((name) => [name, "number"]);
+    const headings = [...numbers(["from", "to"]), ...(tokens ? [["nearest token", ""]] : []), ...numbers(Object.keys(maps))];
     const body = top.map(([from, to, ...values]) => [
       make("td", from, "number"),
       make("td", to, "number"),
-      ...(tokens ? [make("td", nearest(sample, to), "number")] : []),
+      ...(tokens ? [make("td", nearest(sample, to))] : []),
       ...values.map((value) => make("td", value.toFixed(3), "number")),
     ]);
     fillTable(element.querySelector(".strongest"), "The strongest attention labels of this head", headings, body);
