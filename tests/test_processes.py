@@ -8,7 +8,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,8 +20,10 @@ from torch import Tensor
 
 import toy
 from conftest import CLASS_NAMES
+from textdistill import learner
 from textdistill.attention import AttentionLabelType
 from textdistill.checkpoint import CHECKPOINT_FILE
+from textdistill.cli import main
 from textdistill.distilled import Card, DistilledDataConfig, DistilledDataset, Init, LabelType, LearnerTrainConfig
 from textdistill.learner import Learner, ModelConfig
 from textdistill.processes import Processes
@@ -40,42 +46,71 @@ SETTINGS = [
     "distilled_data.attention_label_type=cls",
     "model.disable_dropout=false",
 ]
-# The command line, in float64.
-PROGRAM = """
-import sys
-from textdistill import learner
-located = learner._from_pretrained
-def double(*args):
-    model, info = located(*args)
-    return model.double(), info
-learner._from_pretrained = double
-from textdistill.cli import main
-main(sys.argv[1:])
-"""
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-TIMEOUT = 120.0
+TIMEOUT = 300.0
+PROGRAM = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import test_processes
+test_processes.work(*sys.argv[1:])
+"""
 
 
-def launch(count: int, folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    program = folder / "program.py"
-    program.write_text(PROGRAM)
-    command = TORCHRUN if count == 2 else [sys.executable]
-    return subprocess.Popen(
-        [*command, str(program), *arguments],
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def arguments(root: Path, model: Path, data: Path, name: str, *more: str) -> list[str]:
+    return ["distill", *toy.overrides(model, data, root, *SETTINGS, f"base.save_dir={root}/{name}", *more)]
 
 
-def run(count: int, folder: Path, *arguments: str) -> str:
-    """What a run prints."""
-    with launch(count, folder, *arguments) as process:
-        output, errors = process.communicate(timeout=TIMEOUT)
-    assert process.returncode == 0, errors
-    return output
+@contextmanager
+def float64() -> Iterator[None]:
+    """A block in which encoders are loaded in float64."""
+    located = learner._from_pretrained
+
+    def double(*given: Any) -> Any:
+        model, info = located(*given)
+        return model.double(), info
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(learner, "_from_pretrained", double)
+        yield
+
+
+def work(*places: str) -> None:
+    """What each of two processes does, one thing after the other, since starting them takes longer than all of it.
+
+    A hypergradient in float32; a run to its end; and a run until the signal that ends the process.
+    """
+    root, model, data = map(Path, places)
+    rank = Processes().rank
+    torch.save(gradients(model, range(rank, rank + 1), 2), root / f"{rank}.pt")
+    with float64():
+        main(arguments(root, model, data, "two"))
+        main(arguments(root, model, data, "both", "train.checkpoint_interval=1"))
+
+
+@dataclass(frozen=True)
+class Worked:
+    """What two processes have left: ``root`` with their runs and gradients, and what they printed."""
+
+    root: Path
+    output: str
+    errors: str
+
+
+@pytest.fixture(scope="module")
+def worked(tiny_bert: Path, toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Worked:
+    root = tmp_path_factory.mktemp("worked")
+    (root / "program.py").write_text(PROGRAM)
+    command = [*TORCHRUN, str(root / "program.py"), str(root), str(tiny_bert), str(toy_data)]
+    with (root / "output").open("w") as output, (root / "errors").open("w") as errors:
+        process = subprocess.Popen(command, env=ENVIRONMENT, stdout=output, stderr=errors)
+        while not (root / "both" / "checkpoints" / CHECKPOINT_FILE).exists() and process.poll() is None:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        process.wait(TIMEOUT)
+    errors = (root / "errors").read_text()
+    assert (root / "two" / "results.json").exists(), errors
+    return Worked(root, (root / "output").read_text(), errors)
 
 
 def raw(run_dir: Path) -> dict[str, Tensor]:
@@ -89,36 +124,29 @@ def difference(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
     return max(float((a[name] - b[name]).norm() / b[name].norm()) for name in a)
 
 
+@pytest.mark.usefixtures("process_state")
 def test_two_processes_are_one_that_averages_their_batches_and_heads(
-    tiny_bert: Path, toy_data: Path, tmp_path: Path
+    worked: Worked, tiny_bert: Path, toy_data: Path, tmp_path: Path
 ) -> None:
     """And a run that two began goes on with one, and ends as if it had not been interrupted: in float64."""
-    base = ["distill", *toy.overrides(tiny_bert, toy_data, tmp_path, *SETTINGS)]
-    dirs = {name: tmp_path / name for name in ("one", "two", "both")}
-    done = [
-        run(1, tmp_path, *base, f"base.save_dir={dirs['one']}", "train.batches_per_step=2"),
-        run(2, tmp_path, *base, f"base.save_dir={dirs['two']}"),
-    ]
+    dirs = {"one": tmp_path / "one", "two": worked.root / "two", "both": worked.root / "both"}
+    with float64():
+        main(arguments(tmp_path, tiny_bert, toy_data, "one", "train.batches_per_step=2"))
     assert difference(raw(dirs["two"]), raw(dirs["one"])) < 1e-12
     one, two = (json.loads((dirs[name] / "results.json").read_text()) for name in ("one", "two"))
     for name, metric in two["metrics"].items():
         assert metric["values"] == pytest.approx(one["metrics"][name]["values"], rel=1e-9), name
     assert two["metrics"]["loss"]["n"] == 2
     # One line each, from process 0.
-    assert done[1].count("results: ") == 1
+    assert worked.output.count("results: ") == 1
     lines = [(d / "metrics.jsonl").read_text().splitlines() for d in (dirs["one"], dirs["two"])]
     assert [json.loads(line)["step"] for line in lines[0]] == [json.loads(line)["step"] for line in lines[1]]
 
     # Half of it with two processes, the rest with one.
-    half = ["train.checkpoint_interval=1", f"base.save_dir={dirs['both']}"]
-    with launch(2, tmp_path, *base, *half) as begun:
-        while not (dirs["both"] / "checkpoints" / CHECKPOINT_FILE).exists() and begun.poll() is None:
-            time.sleep(0.02)
-        begun.send_signal(signal.SIGTERM)
-        _, errors = begun.communicate(timeout=TIMEOUT)
-    assert "interrupted at step" in errors
+    assert "interrupted at step" in worked.errors
     assert not (dirs["both"] / "results.json").exists()
-    run(1, tmp_path, "resume", str(dirs["both"]))
+    with float64():
+        main(["resume", str(dirs["both"])])
     assert difference(raw(dirs["both"]), raw(dirs["one"])) < 1e-12
 
 
@@ -143,18 +171,9 @@ def gradients(model: Path, ranks: range, count: int) -> dict[str, Tensor]:
     return {name: tensor.grad for name, tensor in distilled.raw.items() if tensor.grad is not None}
 
 
-def test_hypergradient_of_two_processes_in_float32(tiny_bert: Path, tmp_path: Path) -> None:
-    program = tmp_path / "program.py"
-    program.write_text(
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        "from pathlib import Path; import torch, test_processes\n"
-        "from textdistill.processes import Processes; rank = Processes().rank\n"
-        f"found = test_processes.gradients(Path({str(tiny_bert)!r}), range(rank, rank + 1), 2)\n"
-        f"torch.save(found, f'{tmp_path}/{{rank}}.pt')\n"
-    )
-    subprocess.run([*TORCHRUN, str(program)], check=True, timeout=TIMEOUT, env=ENVIRONMENT, capture_output=True)
+def test_hypergradient_of_two_processes_in_float32(worked: Worked, tiny_bert: Path) -> None:
     expected = gradients(tiny_bert, range(2), 2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    first, second = (torch.load(worked.root / f"{rank}.pt") for rank in range(2))
     assert expected.keys() == {"inputs_embeds", "labels", "attention_labels", "lr"}
     for name, gradient in expected.items():
         assert torch.equal(first[name], second[name])
