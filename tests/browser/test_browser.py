@@ -55,8 +55,8 @@ def pages(tiny_bert: Path, toy_data: Path, tmp_path_factory: pytest.TempPathFact
         baseline(kind, config)
 
     def run(name: str, *more: str) -> None:
-        folder = root / name
-        distill(compose(*toy.overrides(tiny_bert, toy_data, root, f"base.save_dir={folder}", *SETTINGS, *more)))
+        given = [f"base.save_dir={root / name}", *SETTINGS, "train.max_steps=2", "evaluate.n_eval_model=2", *more]
+        distill(compose(*toy.overrides(tiny_bert, toy_data, root, *given)))
 
     for lr in (0.5, 2.0):
         for rate in (0.1, 1.0):
@@ -306,8 +306,8 @@ def test_everything_that_can_be_used_is_reached_with_tab(opened: Opened) -> None
     assert len(reached - {nothing}) == wanted - hidden
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+# Colours and sizes have nothing to do with each other: one run of axe, which takes seconds, for each of them is enough.
+@pytest.mark.parametrize(("size", "scheme"), [(DESKTOP, "light"), (PHONE, "dark")], ids=["desktop", "phone"])
 @pytest.mark.parametrize("name", ["hostile", "sweep", "both"])
 def test_axe_finds_nothing(name: str, size: tuple[int, int], scheme: str, opened: Opened) -> None:
     page = opened(name, size, scheme)
@@ -357,15 +357,16 @@ def test_contrast_of_all_text(scheme: str, opened: Opened) -> None:
     assert [text for ratio, text in ratios if ratio < CONTRAST] == []
 
 
-@pytest.mark.parametrize("width", [320, 375, 768])
 @pytest.mark.parametrize("name", ["hostile", "sweep", "both"])
-def test_no_sideways_scrolling(name: str, width: int, opened: Opened) -> None:
-    page = opened(name, (width, 800))
+def test_no_sideways_scrolling(name: str, opened: Opened) -> None:
+    page = opened(name)
     for summary in page.locator("summary").all():
         summary.click()
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-    page.evaluate("window.scrollTo(1000, 0)")
-    assert page.evaluate("window.scrollX") == 0
+    for width in (320, 375, 768):
+        page.set_viewport_size({"width": width, "height": 800})
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        page.evaluate("window.scrollTo(1000, 0)")
+        assert page.evaluate("window.scrollX") == 0
 
 
 def test_without_its_script(browser: Browser, pages: dict[str, Path]) -> None:
@@ -377,14 +378,13 @@ def test_without_its_script(browser: Browser, pages: dict[str, Path]) -> None:
     context.close()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
+@pytest.mark.parametrize(("kind", "size"), [("desktop", DESKTOP), ("phone", PHONE)], ids=["desktop", "phone"])
 @pytest.mark.parametrize("name", ["hostile", "sweep"])
-def test_screenshots(name: str, size: tuple[int, int], scheme: str, opened: Opened) -> None:
-    page = opened(name, size, scheme)
+def test_screenshots(name: str, kind: str, size: tuple[int, int], opened: Opened) -> None:
+    page = opened(name, size)
     SCREENSHOTS.mkdir(exist_ok=True)
-    kind = "desktop" if size == DESKTOP else "phone"
-    shot = page.screenshot(path=SCREENSHOTS / f"{name}-{kind}-{scheme}.png", full_page=True)
-    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
-    assert background == {"light": "rgb(244, 246, 249)", "dark": "rgb(14, 18, 24)"}[scheme]
-    assert len(shot) > 20_000
+    for scheme, color in (("light", "rgb(244, 246, 249)"), ("dark", "rgb(14, 18, 24)")):
+        page.emulate_media(color_scheme=scheme)
+        shot = page.screenshot(path=SCREENSHOTS / f"{name}-{kind}-{scheme}.png", full_page=True)
+        assert page.evaluate("getComputedStyle(document.body).backgroundColor") == color
+        assert len(shot) > 20_000
