@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import logging
+import multiprocessing
 import os
 import random
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +26,7 @@ from transformers import AutoModel, BertConfig, BertTokenizerFast, PreTrainedCon
 from standin import Hub, point_to, serve
 from textdistill.learner import Learner, ModelConfig
 from textdistill.tokens import TokenizedSplit
+from textdistill.tracking import ensure_store
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 CLASS_WORDS = {
@@ -68,6 +71,17 @@ VOCABULARY = SPECIAL + [word for words in CLASS_WORDS.values() for word in words
 CLASS_NAMES = tuple(CLASS_WORDS)
 
 SaveModel = Callable[[PreTrainedConfig, Path], Path]
+WithStore = Callable[[Path], Path]
+
+# Of processes of their own for tests: forked from a server that has imported what each would take seconds to import.
+FRESH = multiprocessing.get_context("forkserver")
+PRELOADED = ["pytest", "textdistill.commands", "textdistill.tuning", "mlflow.store.tracking.sqlalchemy_store"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def preloaded() -> None:
+    """There is one such server; when ``benchmarks.measure`` is imported it asks for less, and the last word counts."""
+    FRESH.set_forkserver_preload(PRELOADED)
 
 
 @pytest.fixture
@@ -82,6 +96,20 @@ def process_state(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[N
     root.setLevel(level)
     transformers.logging.set_verbosity(verbosity)
     transformers.logging.enable_progress_bar()
+
+
+@pytest.fixture(scope="session")
+def with_store(tmp_path_factory: pytest.TempPathFactory) -> WithStore:
+    """Makes a folder with an empty MLflow store: a copy of one, whose tables take longer to make than a tiny run."""
+    made = tmp_path_factory.mktemp("store")
+    ensure_store(made)
+
+    def with_store(root: Path) -> Path:
+        root.mkdir(parents=True, exist_ok=True)
+        shutil.copy(made / "mlflow.db", root)
+        return root
+
+    return with_store
 
 
 @pytest.fixture(scope="session")

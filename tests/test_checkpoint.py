@@ -7,8 +7,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from conftest import FRESH
 from textdistill import checkpoint as checkpoint_module
 from textdistill.checkpoint import (
     Checkpoint,
@@ -132,16 +131,16 @@ def test_second_writer_is_told_who_holds_the_folder(tmp_path: Path) -> None:
         pass
 
 
+def die_writing(folder: Path) -> None:
+    with sole_writer(folder):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 def test_lock_of_a_dead_process_is_taken_over(tmp_path: Path) -> None:
-    code = f"""
-import os, signal
-from pathlib import Path
-from textdistill.checkpoint import sole_writer
-with sole_writer(Path({str(tmp_path)!r})):
-    os.kill(os.getpid(), signal.SIGKILL)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    process = FRESH.Process(target=die_writing, args=(tmp_path,))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert "pid" in (tmp_path / "run.holder").read_text()
     with sole_writer(tmp_path):
         assert f"pid {os.getpid()} " in (tmp_path / "run.holder").read_text()

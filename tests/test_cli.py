@@ -24,7 +24,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import run_job
 
 import toy
-from conftest import SaveModel, tiny_bert_config, toy_rows
+from conftest import SaveModel, WithStore, tiny_bert_config, toy_rows
 from textdistill import commands, config, storage, trainer
 from textdistill.cli import VERB_HELP, _quoted, main
 from textdistill.distilled import DistilledDataset
@@ -217,11 +217,11 @@ def test_verify_of_a_damaged_set(
     assert f"{folder}/{name}" in one_error(err)
 
 
-def test_track(distilled_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_track(distilled_dir: Path, with_store: WithStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = Path(shutil.copytree(distilled_dir.parent, tmp_path / "run"))
     config_file = run / "config.yaml"
     tree = yaml.safe_load(config_file.read_text())
-    tree["base"]["save_dir_root"] = str(tmp_path / "save")
+    tree["base"]["save_dir_root"] = str(with_store(tmp_path / "save"))
     config_file.write_text(yaml.safe_dump(tree))
     main(["track", str(run)])
     run_id = json.loads((run / "mlflow.json").read_text())["run_id"]
@@ -246,8 +246,10 @@ def test_module_is_the_command(capsys: pytest.CaptureFixture[str], monkeypatch: 
 # --- Sweeps
 
 
-def test_sweep_makes_a_folder_and_a_tracked_run_for_every_job(tiny_bert: Path, toy_data: Path, tmp_path: Path) -> None:
-    root = tmp_path / "save"
+def test_sweep_makes_a_folder_and_a_tracked_run_for_every_job(
+    tiny_bert: Path, toy_data: Path, with_store: WithStore, tmp_path: Path
+) -> None:
+    root = with_store(tmp_path / "save")
     overrides = toy.overrides(tiny_bert, toy_data, root, "tracking=mlflow", "distilled_data.lr_init=0.1,0.2")
     overrides.remove("tracking=none")
     main(["distill", *overrides, "-m"])
@@ -325,11 +327,11 @@ def test_job_that_fails_does_not_end_the_others(
 
 
 def test_parallel_jobs_are_runs_of_one_sweep(
-    tiny_bert: Path, toy_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_bert: Path, toy_data: Path, with_store: WithStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Also where one fails, of which the sweep's own run tells."""
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    root = tmp_path / "save"
+    root = with_store(tmp_path / "save")
     overrides = toy.overrides(tiny_bert, toy_data, root, "train.max_steps=1", "tracking=mlflow")
     overrides.remove("tracking=none")
     jobs = ["distilled_data.lr_init=0,0.1,0.2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "-m"]
@@ -379,13 +381,14 @@ def test_distill_returns_the_validation_metric(
 
 @pytest.mark.parametrize("verb", [*VERB_HELP, None])
 def test_help_answers_at_once(verb: str | None) -> None:
-    seconds = []
-    for _ in range(3):
+    for _ in range(3):  # the fastest counts
         started = time.monotonic()
         done = subprocess.run([SCRIPT, *([verb] if verb else []), "--help"], capture_output=True, text=True, check=True)
-        seconds.append(time.monotonic() - started)
+        seconds = time.monotonic() - started
         assert done.stdout.startswith(f"usage: textdistill {verb or 'VERB'}")
-    assert min(seconds) < 1.0
+        if seconds < 1.0:
+            break
+    assert seconds < 1.0
 
 
 def test_help_imports_nothing_slow() -> None:

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoTokenizer, BertConfig, pipeline
 
 import toy
-from conftest import CLASS_NAMES, SaveModel, tiny_bert_config
+from conftest import CLASS_NAMES, SaveModel, WithStore, tiny_bert_config
 from textdistill import baselines, commands, storage, tracking, trainer
 from textdistill.checkpoint import Interrupted, sole_writer
 from textdistill.commands import baseline, distill, evaluate, finetune, resume, show, track, verify
@@ -441,10 +441,15 @@ def artifacts_of(root: Path, run: Any) -> set[str]:
 
 
 def test_run_that_mlflow_failed_in_is_completed(
-    composed: Compose, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    composed: Compose,
+    with_store: WithStore,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from mlflow import MlflowClient
 
+    with_store(tmp_path)
     log_batch, calls = MlflowClient.log_batch, []
 
     def locked(self: MlflowClient, *args: Any, **entries: Any) -> None:
@@ -475,9 +480,10 @@ def test_run_that_mlflow_failed_in_is_completed(
 
 
 def test_mlflow_run_of_a_run_that_died_goes_on(
-    composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    composed: Compose, with_store: WithStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It has the lines of a step beyond the last checkpoint, which come again and are not written twice."""
+    with_store(tmp_path)
     step, calls = trainer.outer_step, iter(range(1, 100))
 
     def dying(*args: Any) -> Any:

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ import torch
 from huggingface_hub import constants
 
 import toy
-from conftest import CLASS_NAMES
+from conftest import CLASS_NAMES, FRESH
 from standin import OWNER, READ_TOKEN, TOKEN, Hub, HungUp, Refused, Repository, point_to, serve
 from textdistill import cli, commands
 from textdistill.attention import AttentionLabelType
@@ -273,45 +274,47 @@ def environment(hub: Hub, tmp_path: Path) -> dict[str, str]:
 
 def test_push_and_show_through_hf_endpoint(run: Path, tmp_path: Path) -> None:
     with serve() as hub:
-
-        def textdistill(*arguments: str) -> str:
-            done = subprocess.run(
-                [sys.executable, "-m", "textdistill", *arguments],
-                env=environment(hub, tmp_path),
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            assert done.returncode == 0, done.stderr
-            return done.stdout
-
-        out = textdistill(
-            "push", str(run / "distilled"), REPO, "--private", "--license", "cc-by-4.0", "--message", "Toy"
+        push = ["push", str(run / "distilled"), REPO, "--private", "--license", "cc-by-4.0", "--message", "Toy"]
+        done = subprocess.run(
+            [sys.executable, "-c", f"from textdistill.cli import main; main({push}); main(['show', {REPO!r}])"],
+            env=environment(hub, tmp_path),
+            capture_output=True,
+            text=True,
+            check=False,
         )
+        assert done.returncode == 0, done.stderr
         repository = hub.repositories[REPO]
         commit = repository.branches["main"]
-        assert out == (
+        assert done.stdout.startswith(
             f"pushed: {hub.url}/datasets/{REPO}/commit/{commit}\n"
             f'load it: DistilledDataset.from_pretrained("{REPO}", revision="{commit}")\n'
+            "toy, made for tiny-bert (sha256:"
         )
         assert repository.private
         assert repository.files()["README.md"].startswith(b"---\nlicense: cc-by-4.0\n")
-        assert textdistill("show", REPO).startswith("toy, made for tiny-bert (sha256:")
+
+
+def push(url: str, tmp_path: Path, distilled_dir: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        point_to(url, tmp_path, patch)
+        cli.main(["push", str(distilled_dir), REPO])
 
 
 def test_a_push_that_is_killed_leaves_the_repository_unchanged(run: Path, tmp_path: Path) -> None:
     with serve() as hub:
         hub.repositories[REPO] = Repository(private=False)
-        command = [sys.executable, "-m", "textdistill", "push", str(run / "distilled"), REPO]
-        process = subprocess.Popen(command, env=environment(hub, tmp_path), stderr=subprocess.DEVNULL)
+        process, ended = FRESH.Process(target=push, args=(hub.url, tmp_path, run / "distilled")), Event()
 
         def kill(method: str, path: str) -> None:
             if "/preupload/" in path:
                 process.kill()
-                process.wait()
+                ended.wait()
 
         hub.before = kill
-        assert process.wait(timeout=300) == -signal.SIGKILL
+        process.start()
+        process.join()
+        ended.set()
+        assert process.exitcode == -signal.SIGKILL
         assert [set(files) for files in hub.repositories[REPO].commits.values()] == [{".gitattributes"}]
 
 

@@ -7,16 +7,16 @@ import os
 import pty
 import re
 import shlex
-import subprocess
-import sys
 import termios
 from collections.abc import Callable
+from multiprocessing.reduction import DupFd
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import toy
+from conftest import FRESH
 from textdistill import commands
 from textdistill.cli import main
 from textdistill.terminal import print_next, print_results, print_set, print_trials, print_verified
@@ -190,16 +190,23 @@ def test_commands_are_not_broken_into_lines(terminal: None, capsys: pytest.Captu
     assert shlex.split(line, comments=True) == command
 
 
+def run_on(terminal: Any, arguments: list[str]) -> None:
+    """What a process does whose streams are a terminal."""
+    number = terminal.detach()
+    for stream in range(3):
+        os.dup2(number, stream)
+    for name in ("NO_COLOR", "FORCE_COLOR"):
+        os.environ.pop(name, None)
+    os.environ["TERM"] = "xterm"
+    main(arguments)
+
+
 def test_a_real_terminal(settings: Callable[..., list[str]], tmp_path: Path) -> None:
     """Tables and progress there; in pipes (test_cli) neither."""
     here, there = pty.openpty()
     termios.tcsetwinsize(there, (50, 100))
-    arguments = ["baseline", "k-centers", *settings()]
-    environment = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR")}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "textdistill", *arguments],
-        stdin=there, stdout=there, stderr=there, env=environment | {"TERM": "xterm"},
-    )  # fmt: skip
+    process = FRESH.Process(target=run_on, args=(DupFd(there), ["baseline", "k-centers", *settings()]))
+    process.start()
     os.close(there)
     pieces = []
     with contextlib.suppress(OSError):  # how Linux says that the other end is closed
@@ -207,7 +214,8 @@ def test_a_real_terminal(settings: Callable[..., list[str]], tmp_path: Path) -> 
             pieces.append(piece)
     os.close(here)
     out = b"".join(pieces).decode()
-    assert process.wait() == 0, out
+    process.join()
+    assert process.exitcode == 0, out
     for progress in ("tokenise: ", "features: ", "real samples, lr 0.01: ", "evaluate k-centers: "):
         assert progress in out
     assert set(out) >= FRAME

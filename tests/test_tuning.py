@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,8 @@ import pytest
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
 import toy
-from textdistill import commands, tuning
+from conftest import FRESH, WithStore
+from textdistill import commands, trainer, tuning
 from textdistill.cli import main
 from textdistill.config import compose, load_run_config
 from textdistill.tracking import METRICS_FILE
@@ -39,9 +39,11 @@ def settings(model: Path, data: Path, root: Path, *more: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def study(separable_bert: Path, toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Study:
+def study(
+    separable_bert: Path, toy_data: Path, with_store: WithStore, tmp_path_factory: pytest.TempPathFactory
+) -> Study:
     """A study that was never interrupted, with MLflow."""
-    root = tmp_path_factory.mktemp("study")
+    root = with_store(tmp_path_factory.mktemp("study"))
     with pytest.MonkeyPatch.context() as patch:
         scored: list[str] = []
         score = commands._score
@@ -125,24 +127,25 @@ def test_same_command_again(
     assert results["metrics"] == found["results"]["metrics"]
 
 
-KILLED = """
-import os, signal, sys
-from textdistill import trainer
-from textdistill.tuning import tune
-step, calls = trainer.outer_step, iter(range(15 + 8))
-def dying(*arguments):
-    next(calls, None) is not None or os.kill(os.getpid(), signal.SIGKILL)
-    return step(*arguments)
-trainer.outer_step = dying
-tune(sys.argv[1:], 3)
-"""
+def die_in_the_second_trial(given: list[str]) -> None:
+    step, calls = trainer.outer_step, iter(range(15 + 8))
+
+    def dying(*arguments: Any) -> Any:
+        if next(calls, None) is None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step(*arguments)
+
+    trainer.outer_step = dying
+    tune(given, 3)
 
 
 def test_study_goes_on_after_a_kill(study: Study, separable_bert: Path, toy_data: Path, tmp_path: Path) -> None:
     """From the checkpoint of the trial that was running, with the same trials and losses as without the kill."""
     given = settings(separable_bert, toy_data, tmp_path)
-    killed = subprocess.run([sys.executable, "-c", KILLED, *given], capture_output=True, check=False)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    killed = FRESH.Process(target=die_in_the_second_trial, args=(given,))
+    killed.start()
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL
     folder = tmp_path / f"toy.{separable_bert.name}"
     assert sorted(os.listdir(folder)) == ["run.holder", "run.lock", "trial_0", "trial_1"]
     found = tune(given, 3)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -21,6 +20,7 @@ import pytest
 from safetensors.torch import load_file
 from torch import equal
 
+from conftest import FRESH, WithStore
 from textdistill import checkpoint, storage, tracking
 from textdistill.cli import main
 
@@ -28,9 +28,6 @@ pytestmark = pytest.mark.slow
 
 KILLS = int(os.environ.get("TEXTDISTILL_KILLS", "20"))
 STEPS = 60
-# A process of its own for every run, but torch and transformers are imported once.
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["textdistill.commands", "mlflow"])
 
 
 def run(arguments: list[str], log: Path, fault: Callable[[], None] | None) -> None:
@@ -70,7 +67,7 @@ def start(settings: list[str]) -> Start:
     def begin(root: Path, fault: Callable[[], None] | None = None) -> BaseProcess:
         root.mkdir(exist_ok=True)
         arguments = [*settings, f"base.save_dir={root}/run", f"base.save_dir_root={root}"]
-        process = CONTEXT.Process(target=run, args=(arguments, root / "output", fault))
+        process = FRESH.Process(target=run, args=(arguments, root / "output", fault))
         process.start()
         return process
 
@@ -78,9 +75,9 @@ def start(settings: list[str]) -> Start:
 
 
 @pytest.fixture(scope="module")
-def quiet(start: Start, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def quiet(start: Start, with_store: WithStore, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What a run leaves that nothing disturbs."""
-    root = tmp_path_factory.mktemp("quiet") / "root"
+    root = with_store(tmp_path_factory.mktemp("quiet") / "root")
     finish(start, root)
     return left_by(root)
 
@@ -143,12 +140,16 @@ def wait_for_training(root: Path, process: BaseProcess, beginnings: int) -> bool
 
 
 @pytest.mark.parametrize(("signum", "share"), [(signal.SIGKILL, 1.0), (signal.SIGINT, 0.5), (signal.SIGTERM, 0.25)])
-def test_any_moment(signum: signal.Signals, share: float, start: Start, quiet: dict[str, Any], tmp_path: Path) -> None:
+def test_any_moment(
+    signum: signal.Signals, share: float, start: Start, quiet: dict[str, Any], with_store: WithStore, tmp_path: Path
+) -> None:
     draw = random.Random(f"{signum} {os.environ.get('TEXTDISTILL_SEED', '0')}")
     left, runs = max(1, round(KILLS * share)), 0
     while left:
         root, begun = tmp_path / f"root{runs}", 0
         runs += 1
+        if signum != signal.SIGKILL:  # which may hit the making of the store, too
+            with_store(root)
         while left:
             process = start(root)
             # SIGKILL also before there is a run, the others once there is a state to keep.
@@ -228,8 +229,10 @@ def fill_the_disk() -> None:
 
 
 @pytest.mark.parametrize("fault", [die_writing_the_state, die_before_the_rename, die_in_a_line, fill_the_disk])
-def test_chosen_moment(fault: Callable[[], None], start: Start, quiet: dict[str, Any], tmp_path: Path) -> None:
-    root = tmp_path / "root"
+def test_chosen_moment(
+    fault: Callable[[], None], start: Start, quiet: dict[str, Any], with_store: WithStore, tmp_path: Path
+) -> None:
+    root = with_store(tmp_path / "root")
     process = start(root, fault)
     process.join()
     assert process.exitcode == (2 if fault is fill_the_disk else -signal.SIGKILL), (root / "output").read_text()
@@ -241,8 +244,10 @@ def test_chosen_moment(fault: Callable[[], None], start: Start, quiet: dict[str,
     assert_same(left_by(root), quiet)
 
 
-def test_second_run_on_a_folder_is_refused(start: Start, tmp_path: Path, quiet: dict[str, Any]) -> None:
-    root = tmp_path / "root"
+def test_second_run_on_a_folder_is_refused(
+    start: Start, quiet: dict[str, Any], with_store: WithStore, tmp_path: Path
+) -> None:
+    root = with_store(tmp_path / "root")
     first = start(root)
     assert wait_for_training(root, first, 1)
     second = start(root)
