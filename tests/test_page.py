@@ -132,10 +132,13 @@ def test_attention_and_tokens(group: dict[str, Any], runs: Path, tiny_bert: Path
         loss = attention_loss(log_rows, labels).item()
         assert inside["mean_divergence"][name] == pytest.approx(loss, abs=1e-6)
         assert torch.tensor(inside["divergence"][name]).mean().item() == pytest.approx(loss, abs=1e-3)
-    row, position, *values = inside["strongest"][2][1][3][0]
+    row, position, *values, weight = inside["strongest"][2][1][3][0]
     own = [labels[2, 1, 3], *(r[2, 1, 3].exp() for r in rows.values())]
     assert (row, position) == (0, int(own[0].argmax()))
     assert values == pytest.approx([tensor[0, position].item() for tensor in own], abs=6e-4)
+    assert distilled.attention_weights is not None
+    assert inside["weighted"]
+    assert weight == pytest.approx(distilled.attention_weights[2, 1, 3, 0].item(), abs=6e-4)
     assert [len(inside["tokens"]), len(inside["tokens"][0]), len(inside["tokens"][0][0])] == [3, 8, 3]
     assert (inside["shown"], inside["rows"], inside["layers"], inside["heads"]) == (["0: a", "1: b", "2: c"], [0], 2, 4)
 

@@ -41,7 +41,7 @@ def attention_divergence(log_rows: Tensor, attention_labels: Tensor) -> Tensor:
             w each, whose term is ``w * KL + w * log(w)``: what is added does not depend on the parameters.
 
     Returns:
-        (B, Y, H, Q) with a graph, each at least 0 up to rounding.
+        (B, Y, H, Q) with a graph; of probabilities at least 0 up to rounding.
 
     """
     # Where a probability is 0, its logarithm stays finite, and so do the gradients.

@@ -256,7 +256,8 @@ def _inside(distilled: DistilledDataset, results: Results, config: Mapping[str, 
         ``shown`` (sample names), ``learner`` (whether the model could be loaded), ``maps``: by name the bytes of
         (shown, Y, H, rows, L), each 255 times the square root of a probability, as base64; ``rows``: which of the
         supervised rows they are; ``divergence``: KL(label || own) by name and head, and its mean; ``tokens``, and
-        ``cosine``, the median similarity of the nearest; and the ``strongest`` attention labels of each head.
+        ``cosine``, the median similarity of the nearest; the ``strongest`` attention labels of each head, and
+        ``weighted``, whether they end with the learned weight of their row.
 
     """
     learner = _load(distilled, config)
@@ -287,6 +288,8 @@ def _inside(distilled: DistilledDataset, results: Results, config: Mapping[str, 
     labels = labels.detach()[:shown]
     divergence = {name: attention_divergence(rows, labels).mean(-1) for name, rows in own.items()}
     maps = {"label": labels, **{name: rows.exp() for name, rows in own.items()}}
+    weights = distilled.attention_weights
+    weight = {} if weights is None else {"weight": weights.detach()[:shown, ..., None].expand_as(labels)}
     _, layers, heads, rows, _ = labels.shape
     return inside | {
         "layers": layers,
@@ -295,7 +298,8 @@ def _inside(distilled: DistilledDataset, results: Results, config: Mapping[str, 
         "maps": {name: _packed(tensor[:, :, :, ::thinned]) for name, tensor in maps.items()},
         "divergence": {name: _rounded(values) for name, values in divergence.items()},
         "mean_divergence": {name: values.mean().item() for name, values in divergence.items()},
-        "strongest": _strongest(maps),
+        "strongest": _strongest(maps | weight),
+        "weighted": weights is not None,
     }
 
 
@@ -327,7 +331,7 @@ def _rounded(values: Tensor) -> Any:
 
 
 def _strongest(maps: Mapping[str, Tensor]) -> Any:
-    """For each sample, layer and head its strongest labels: row, position, and what each of the maps has there."""
+    """For each sample, layer and head its strongest labels: row, position, and what each of ``maps`` has there."""
     labels = maps["label"].flatten(-2)
     places = labels.topk(min(STRONGEST, labels.size(-1)), dim=-1).indices
     values = torch.stack([tensor.flatten(-2).gather(-1, places) for tensor in maps.values()], dim=-1)

@@ -186,13 +186,15 @@ def test_samples_layers_and_heads(opened: Opened) -> None:
     found = data_of(page, "inside")
     for sample, layer, head in ((0, 0, 0), (2, 1, 3), (1, 0, 2)):
         choose(page, sample=sample, layer=layer, head=head)
-        row, position, share, before, after = found["strongest"][sample][layer][head][0]
+        row, position, share, before, after, weight = found["strongest"][sample][layer][head][0]
         readout = page.locator(".readout")
         expect(readout).to_contain_text(f"layer {layer}, head {head}: its strongest label is {share:.3f}")
+        expect(readout).to_contain_text(f"Its row counts {weight:.2f} times")
         expect(readout).to_contain_text(f"{found['divergence']['before'][sample][layer][head]:.3f} before, ")
         cells = page.locator("table.strongest tbody tr").first.locator("td").all_text_contents()
         token = found["tokens"][sample][position][0][0]
-        assert cells == [str(row), str(position), token, f"{share:.3f}", f"{before:.3f}", f"{after:.3f}"]
+        numbers = [f"{value:.3f}" for value in (share, before, after, weight)]
+        assert cells == [str(row), str(position), token, *numbers]
         expect(page.locator(".map")).to_have_count(3)
         expect(page.locator(".map .picked").first).to_have_attribute("y", str(head))
         expect(page.locator(".tokens .nearest").nth(position)).to_have_text(token)

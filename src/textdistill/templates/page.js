@@ -209,12 +209,13 @@ for (const element of document.querySelectorAll(".inside")) {
     if (byHead) profile(head, all);
     const top = found.strongest[sample][layer][head];
     const [row, position, share] = top[0];
+    const weight = found.weighted ? ` Its row counts ${top[0].at(-1).toFixed(2)} times in the attention loss, 1 at the start.` : "";
     const kl = Object.entries(found.divergence).map(([name, values]) => `${values[sample][layer][head].toFixed(3)} ${name}`);
     element.querySelector(".readout").textContent =
       `${found.shown[sample]}, layer ${layer}, head ${head}: its strongest label is ${share.toFixed(3)}, ` +
-      `from position ${row} to position ${position}.` + (kl.length ? ` KL(label ‖ attention): ${kl.join(", ")} fine-tuning.` : "");
+      `from position ${row} to position ${position}.${weight}` + (kl.length ? ` KL(label ‖ attention): ${kl.join(", ")} fine-tuning.` : "");
     const numbers = (names) => names.map((name) => [name, "number"]);
-    const headings = [...numbers(["from", "to"]), ...(tokens ? [["nearest token", ""]] : []), ...numbers(Object.keys(maps))];
+    const headings = [...numbers(["from", "to"]), ...(tokens ? [["nearest token", ""]] : []), ...numbers([...Object.keys(maps), ...(found.weighted ? ["weight"] : [])])];
     const body = top.map(([from, to, ...values]) => [
       make("td", from, "number"),
       make("td", to, "number"),
