@@ -145,7 +145,7 @@ def test_many_classes_are_not_all_named() -> None:
         (None, None),
         ({"path": "x", "name": "a"}, {"name": "a"}),
         ({"save_dir": "x", "save_dir_root": "y", "pretrained_data_path": None, "seed": 1}, {"seed": 1}),
-        ({"a": [{"b": ("/x/y", 0.5)}]}, {"a": [{"b": ["y", 0.5]}]}),
+        ({"a": [{"b": ("/x/y", 0.5)}]}, {"a": [{"b": ("y", 0.5)}]}),
         ({"direct": "x", "paths_used": 2, "rooted": True}, {"direct": "x", "paths_used": 2, "rooted": True}),
     ],
 )

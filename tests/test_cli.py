@@ -110,7 +110,7 @@ def test_show(distilled_dir: Path, tiny_bert: Path, capsys: pytest.CaptureFixtur
     out = capsys.readouterr().out
     assert out.startswith(f"toy, made for {tiny_bert} (sha256:")
     assert "inputs_embeds      (3, 8, 16)                      1.5 KiB" in out
-    assert f"learning rates: {lr:.4g}\n" in out
+    assert f"learning rates: {lr:.4g}, from " in out
     assert "sample 2\n  labels: a 0.000, b 0.000, c 1.000\n  nearest tokens: " in out
 
 

@@ -724,10 +724,13 @@ def test_show(distilled_dir: Path, tiny_bert: Path) -> None:
         "inputs_embeds": [3, 8, 16],
         "labels": [3, 3],
         "lr": [1],
+        "lr_scales": [1, 40],
     }
     assert found["bytes"]["inputs_embeds"] == 3 * 8 * 16 * 4
     distilled = DistilledDataset.from_pretrained(distilled_dir)
     assert found["lr"] == distilled.lr.tolist()
+    assert distilled.lr_scales is not None
+    assert [list(step.values()) for step in found["lr_scales"]] == distilled.lr_scales.tolist()
     assert found["labels"] == distilled.labels.tolist()
     assert distilled.attention_labels is not None
     assert distilled.attention_weights is not None

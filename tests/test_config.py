@@ -33,9 +33,11 @@ OURS = {
     "data.protocol",
     "distilled_data.attention_label_weight",
     "distilled_data.init",
+    "distilled_data.lr_for_parameter",
     "train.estimator",
     "train.max_steps",
     "train.val_steps",
+    "train.lr_lr_scales",
     "train.heads_per_step",
     "train.batches_per_step",
     "train.trajectory",
@@ -202,6 +204,7 @@ def test_reference_experiment_has_the_references_figures() -> None:
         "distilled_data.seq_length": 512,
         "distilled_data.label_type": LabelType.hard,
         "distilled_data.lr_for_step": True,
+        "distilled_data.lr_for_parameter": False,
         "distilled_data.lr_init": 1e-2,
         "distilled_data.lr_linear_decay": False,
         "distilled_data.fix_order": True,
@@ -291,6 +294,10 @@ def test_contradictions(overrides: list[str], message: str) -> None:
             (
                 ["train.lr_attention_labels=0.5"],
                 "train.lr_attention_labels has no effect: distilled_data.attention_label_type=none",
+            ),
+            (
+                ["train.lr_lr_scales=0.1", "distilled_data.lr_for_parameter=false"],
+                "train.lr_lr_scales has no effect: distilled_data.lr_for_parameter=false",
             ),
             (["train.lr_labels=0.5"], "train.lr_labels has no effect: distilled_data.label_type=hard"),
             (

@@ -63,6 +63,7 @@ def test_create_has_the_shapes_of_the_design(
     distilled = create(tiny_learner, toy_split, steps=2, data_per_label=2, attention_label_type=label_type)
     shapes = {name: tuple(tensor.shape) for name, tensor in distilled.raw.items()}
     expected = {"inputs_embeds": (6, 7, 16), "labels": (6, 3), "lr": (2,)}
+    expected["lr_scales"] = (2, len(tiny_learner.fresh_params(0)))
     if label_type is not NONE:
         expected["attention_labels"] = (6, 2, 4, label_type.rows(7), 7)
     assert shapes == expected
@@ -130,18 +131,29 @@ def test_lr_per_step_shared_and_with_linear_decay(
     tiny_learner: Learner, toy_split: TokenizedSplit, for_step: bool, decay: bool, expected: list[float]
 ) -> None:
     distilled = create(tiny_learner, toy_split, steps=3, lr_for_step=for_step, lr_linear_decay=decay)
-    assert distilled.raw["lr"].shape == ((3,) if for_step else ())
+    assert distilled.raw["lr"].shape == distilled.raw["lr_scales"].shape[:-1] == ((3,) if for_step else ())
     torch.testing.assert_close(distilled.lr.detach(), torch.tensor(expected, dtype=torch.float64), rtol=1e-6, atol=0)
-    batches = distilled.batches(0)
-    assert [batch.lr.item() for batch in batches] == distilled.lr.tolist()
+    assert [batch.lr.unique().item() for batch in distilled.batches(0)] == distilled.lr.tolist()
 
 
 def test_every_step_reads_its_own_lr() -> None:
     distilled = a_set(0, steps=3)
     with torch.no_grad():
         distilled.raw["lr"].copy_(torch.tensor([-2.0, 0.0, 2.0]))
-    expected = [math.log1p(math.exp(raw)) for raw in (-2, 0, 2)]
-    assert [batch.lr.item() for batch in distilled.batches(0)] == pytest.approx(expected, rel=1e-6)
+    steps = [math.log1p(math.exp(raw)) for raw in (-2, 0, 2)]
+    expected = torch.tensor(steps)[:, None] * distilled.raw["lr_scales"].exp()
+    torch.testing.assert_close(torch.stack([batch.lr for batch in distilled.batches(0)]), expected)
+    scales = distilled.lr_scales
+    assert scales is not None
+    torch.testing.assert_close(distilled.lr[:, None] * scales, expected)
+    torch.testing.assert_close(scales.log().mean(-1), torch.zeros(3), rtol=0, atol=1e-6)
+
+
+def test_one_lr_for_all_parameters(tiny_learner: Learner, toy_split: TokenizedSplit) -> None:
+    distilled = create(tiny_learner, toy_split, steps=3, lr_for_parameter=False)
+    assert "lr_scales" not in distilled.raw
+    assert distilled.lr_scales is None
+    assert [batch.lr.item() for batch in distilled.batches(0)] == distilled.lr.tolist()
 
 
 @pytest.mark.parametrize("lr_init", [1e-6, 0.01, 1.0, 1000.0])
@@ -174,10 +186,11 @@ def a_set(
     for_step: bool = True,
     scale: float = 1.0,
 ) -> DistilledDataset:
-    """Random raw tensors; 2 classes, width 4, 2 layers, 3 heads."""
+    """Random raw tensors; 2 classes, width 4, 2 layers, 3 heads, 3 parameters."""
     generator = torch.Generator().manual_seed(seed)
     count, rows = 2 * per_label, attention.rows(length)
     shapes = {"inputs_embeds": (count, length, 4), "labels": (count, 2), "lr": (steps,) if for_step else ()}
+    shapes["lr_scales"] = (*shapes["lr"], 3)
     if rows:
         shapes["attention_labels"] = (count, 2, 3, rows, length)
     raw = {name: scale * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
@@ -188,7 +201,8 @@ def a_set(
         label_type=label_type,
         lr_for_step=for_step,
     )
-    model = {"name": "some/model", "revision": None, "embedding_size": 4, "num_layers": 2, "num_heads": 3}
+    sizes = {"embedding_size": 4, "num_layers": 2, "num_heads": 3}
+    model = {"name": "some/model", "revision": None, **sizes, "parameters": ("body.a", "body.b", "head")}
     card = Card("toy", ("no", "yes"), model, {"path": "x"}, {"seed": seed})
     return DistilledDataset(raw, config, LearnerTrainConfig(steps, 1), card)
 
@@ -308,9 +322,9 @@ def test_gradients_of_raw_tensors_are_central_differences(
         fix_order=fix_order,
     )
     with torch.no_grad():  # unequal rates
-        distilled.raw["lr"] += torch.tensor([0.0, -1.0, 0.5])[: distilled.raw["lr"].numel()].view_as(
-            distilled.raw["lr"]
-        )
+        for name in ("lr", "lr_scales"):
+            tensor = distilled.raw[name]
+            tensor += torch.randn(tensor.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64) / 2
     inner_loss = distilled.inner_loss(tiny_learner, exact=True)
     outer_loss, params = outer_loss_of(tiny_learner), tiny_learner.fresh_params(0)
     batches = distilled.batches(order_seed=3)
@@ -349,8 +363,9 @@ def test_contributions_of_a_sample_used_in_several_steps_add_up() -> None:
     for name in ("inputs_embeds", "labels"):
         assert gradients[name][:2].unique().tolist() == [101.0]
         assert gradients[name][2:].unique().tolist() == [10.0]
-    expected = 111 * torch.sigmoid(distilled.raw["lr"].detach())
-    torch.testing.assert_close(gradients["lr"], expected)
+    lr, scales = distilled.raw["lr"].detach(), distilled.raw["lr_scales"].detach().exp()
+    torch.testing.assert_close(gradients["lr"], 111 * torch.sigmoid(lr) * scales.sum())
+    torch.testing.assert_close(gradients["lr_scales"], 111 * torch.nn.functional.softplus(lr) * scales)
 
 
 def test_labels_of_keys_out_of_reach_stay_zero(
@@ -460,6 +475,8 @@ WRONG: list[tuple[str, Any, str]] = [
     ("model.num_layers", 0, "model.num_layers must be a whole number"),
     ("model.num_heads", True, "model.num_heads must be a whole number"),
     ("model.num_heads", 2**62, "tensors of a distilled set must have shapes"),
+    ("model.parameters", "weight", "model.parameters must be a list, got 'weight'"),
+    ("model.parameters", ["weight"], "tensors of a distilled set must have shapes"),
     ("model.extra", 1, "model must have the keys"),
     ("extra", 1, "the card must have the keys"),
     ("data", None, "data must be an object, got None"),
@@ -536,10 +553,12 @@ def test_the_references_format_is_read(
     distilled = a_set(0, label_type, attention, for_step=for_step)
     write_reference_folder(tmp_path, distilled)
     loaded = DistilledDataset.from_pretrained(tmp_path)
-    assert all(torch.equal(loaded.raw[name], tensor) for name, tensor in distilled.raw.items())
+    assert loaded.raw.keys() == distilled.raw.keys() - {"lr_scales"}
+    assert all(torch.equal(tensor, distilled.raw[name]) for name, tensor in loaded.raw.items())
     assert loaded.train_config == distilled.train_config
     theirs = {key: value for key, value in asdict(distilled.config).items() if key not in OURS}
-    assert asdict(loaded.config) == {**theirs, "init": Init.noise, "attention_label_weight": AttentionLabelWeight.equal}
+    ours = {"init": Init.noise, "attention_label_weight": AttentionLabelWeight.equal, "lr_for_parameter": False}
+    assert asdict(loaded.config) == theirs | ours
     assert loaded.card.model["embedding_size"] == 4
     assert len(loaded.card.class_names) == 2
 
@@ -627,7 +646,7 @@ def test_as_dataset_is_what_the_steps_read(
     assert dataset["step"][:].tolist() == [0, 0, 1, 1, 2, 2]
     for step, batch in enumerate(distilled.batches(5)):
         rows = dataset[2 * step : 2 * step + 2]
-        assert rows["lr"].tolist() == [batch.lr.float().item()] * 2
+        assert rows["lr"].tolist() == [batch.lr.float().tolist()] * 2
         for name, tensor in batch.learned.items():
             assert rows[name].dtype == torch.float32
             assert torch.equal(rows[name], tensor.float())
@@ -739,12 +758,17 @@ def test_a_learner_of_another_shape_is_refused(
     with pytest.raises(ValueError, match=re.escape(message.format(name=name))):
         distilled.check(other)
     if what in ("depth", "heads"):  # these matter to attention labels only
-        create(tiny_learner32, toy_split).check(other)
+        create(tiny_learner32, toy_split, lr_for_parameter=False).check(other)
+        distilled.raw["lr_scales"].data += torch.randn(1, len(tiny_learner32.trainable))
         fitted = distilled.fitted(other)
         fitted.check(other)
         assert fitted.config.attention_label_type is AttentionLabelType.none
-        assert fitted.raw.keys() == distilled.raw.keys() - {"attention_labels"}
-        assert "attention_labels" in distilled.raw
+        assert fitted.config.lr_for_parameter is (what == "heads")
+        # Another depth has other parameters.
+        left_out = {"attention_labels"} | ({"lr_scales"} if what == "depth" else set())
+        assert fitted.raw.keys() == distilled.raw.keys() - left_out
+        assert distilled.raw.keys() >= left_out
+        torch.testing.assert_close(fitted.lr, distilled.lr)
     else:
         assert distilled.fitted(other) is distilled
         with pytest.raises(ValueError, match=re.escape(message.format(name=name))):

@@ -32,15 +32,18 @@ def randn(seed: int, *shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def some_batches(label_type: AttentionLabelType, steps: int) -> list[InnerBatch]:
-    """Other samples, labels and learning rate in every step: 3 samples, 7 positions, 3 classes."""
+def some_batches(label_type: AttentionLabelType, steps: int, parameters: int | None = None) -> list[InnerBatch]:
+    """Other samples, labels and learning rate in every step: 3 samples, 7 positions, 3 classes.
+
+    With a number of ``parameters``, each of them has its own learning rate.
+    """
     rows = label_type.rows(7)
     return [
         InnerBatch(
             randn(step, 3, 7, 16),
             randn(step + 10, 3, 3),
             randn(step + 20, 3, 2, 4, rows, 7).softmax(-1) if rows else None,
-            torch.tensor(LR[step], dtype=torch.float64),
+            LR[step] * (torch.ones((), dtype=torch.float64) if parameters is None else randn(step, parameters).exp()),
             dropout_seed=step,
         )
         for step in range(steps)
@@ -122,11 +125,11 @@ def outer_loss_after(inner_loss: InnerLoss, learner: Learner, batches: Sequence[
 
 
 @pytest.mark.parametrize("label_type", [NONE, CLS, ALL])
-@pytest.mark.parametrize("steps", [1, 2, 3])
+@pytest.mark.parametrize(("steps", "by_parameter"), [(1, False), (1, True), (2, False), (2, True), (3, False)])
 def test_exact_estimators_are_central_differences(
-    tiny_learner: Learner, label_type: AttentionLabelType, steps: int
+    tiny_learner: Learner, label_type: AttentionLabelType, steps: int, by_parameter: bool
 ) -> None:
-    batches = some_batches(label_type, steps)
+    batches = some_batches(label_type, steps, len(tiny_learner.trainable) if by_parameter else None)
     inner_loss = make_inner_loss(tiny_learner, label_type, LAMBDA, exact=True)
     results = [
         estimate(estimator, tiny_learner, label_type, batches) for estimator in (Estimator.reverse, Estimator.forward)
@@ -152,9 +155,11 @@ def test_exact_estimators_are_central_differences(
 
 
 @pytest.mark.parametrize("label_type", [NONE, CLS, ALL])
-@pytest.mark.parametrize("steps", [1, 2, 3])
-def test_difference_is_reverse(tiny_learner: Learner, label_type: AttentionLabelType, steps: int) -> None:
-    batches = some_batches(label_type, steps)
+@pytest.mark.parametrize(("steps", "by_parameter"), [(1, False), (1, True), (2, False), (3, True)])
+def test_difference_is_reverse(
+    tiny_learner: Learner, label_type: AttentionLabelType, steps: int, by_parameter: bool
+) -> None:
+    batches = some_batches(label_type, steps, len(tiny_learner.trainable) if by_parameter else None)
     reverse = estimate(Estimator.reverse, tiny_learner, label_type, batches)
     assert_same(estimate(Estimator.difference, tiny_learner, label_type, batches), reverse, tolerance=1e-5)
 
@@ -186,7 +191,7 @@ def test_redrawn_word_embeddings_do_not_matter(tiny_bert: str, estimator: Estima
     """Under ``use_pretrained_model=False`` params hold them: the outer loss depends on them, no step does."""
     config = ModelConfig(model_name=str(tiny_bert), use_pretrained_model=False)
     learner = Learner(config, CLASS_NAMES).to(dtype=torch.float64)
-    batches = some_batches(CLS, 2)
+    batches = some_batches(CLS, 2, len(learner.trainable))
     words = "bert.embeddings.word_embeddings.weight"
     table = learner.fresh_params(0)[words]
     inner_loss = make_inner_loss(learner, CLS, LAMBDA, exact=True)

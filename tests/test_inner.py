@@ -21,31 +21,40 @@ def randn(seed: int, *shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def batches(label_type: AttentionLabelType) -> list[InnerBatch]:
-    """Three steps with other samples, labels and learning rate in each: 3 samples, 7 positions, 3 classes."""
+def batches(label_type: AttentionLabelType, parameters: int | None = None) -> list[InnerBatch]:
+    """Three steps with other samples, labels and learning rate in each: 3 samples, 7 positions, 3 classes.
+
+    With a number of ``parameters``, each of them has its own learning rate.
+    """
     rows = label_type.rows(7)
     return [
         InnerBatch(
             randn(step, 3, 7, 16),
             randn(step + 10, 3, 3),
             randn(step + 20, 3, 2, 4, rows, 7).softmax(-1) if rows else None,
-            torch.tensor(lr, dtype=torch.float64),
+            torch.tensor(lr, dtype=torch.float64) if parameters is None else lr * randn(step + 30, parameters).exp(),
         )
         for step, lr in enumerate(LR)
     ]
 
 
 @pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("by_parameter", [False, True])
 @pytest.mark.parametrize("label_type", [NONE, CLS, ALL])
-def test_fine_tune_is_sgd(tiny_learner: Learner, label_type: AttentionLabelType, exact: bool) -> None:
+def test_fine_tune_is_sgd(
+    tiny_learner: Learner, label_type: AttentionLabelType, by_parameter: bool, exact: bool
+) -> None:
     start = tiny_learner.fresh_params(0)
-    trained = fine_tune(make_inner_loss(tiny_learner, label_type, 0.7, exact), start, batches(label_type))
+    given = batches(label_type, len(tiny_learner.trainable) if by_parameter else None)
+    trained = fine_tune(make_inner_loss(tiny_learner, label_type, 0.7, exact), start, given)
 
     model = tiny_learner.to_model(start)
     model.set_attn_implementation("eager")
-    optimizer = torch.optim.SGD(model.parameters())
-    for batch in batches(label_type):
-        optimizer.param_groups[0]["lr"] = float(batch.lr)
+    weights = dict(model.named_parameters())
+    optimizer = torch.optim.SGD([{"params": [weights[name]]} for name in tiny_learner.trainable])
+    for batch in given:
+        for group, lr in zip(optimizer.param_groups, batch.lr.expand(len(weights) - 1), strict=True):
+            group["lr"] = float(lr)
         optimizer.zero_grad()
         outputs = model(inputs_embeds=batch.inputs_embeds, output_attentions=True)
         loss = -(batch.labels * outputs.logits.log_softmax(-1)).sum() / 3

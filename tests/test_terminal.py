@@ -72,6 +72,7 @@ def found(**other: Any) -> dict[str, Any]:
         "bytes": {"labels": 2048, "lr": 4},
         "labels": [[0.25, 0.75]],
         "lr": [0.1],
+        "lr_scales": None,
         "attention": [[{"layer": 1, "head": 2, "row": 0, "key": 5, "probability": 0.5, "weight": 1.0}]],
         "tokens": [[[{"token": "[MASK]", "cosine": 0.5}], [{"token": "cat", "cosine": 0.25}]]],
         **other,
@@ -106,6 +107,13 @@ def test_results_in_a_table(terminal: None, tmp_path: Path, capsys: pytest.Captu
         ["accuracy", "0.8750", "± 0.0625", "0.8125", "0.9375", "2"],
     ]
     assert set("".join(table)) & FRAME
+
+
+def test_rates_of_parameters(capsys: pytest.CaptureFixture[str]) -> None:
+    scales = [{"body": 1.0, "head": 2.0, "x\x1b": 0.5}, {"body": 0.25, "head": 2.0, "x\x1b": 2.5}]
+    print_set(found(lr=[0.1, 0.2], lr_scales=scales))
+    expected = "learning rates: 0.1, from 0.05 (x\ufffd) to 0.2 (head), 0.2, from 0.05 (body) to 0.5 (x\ufffd)"
+    assert expected in printed(capsys).splitlines()
 
 
 def test_set_in_lines(capsys: pytest.CaptureFixture[str]) -> None:

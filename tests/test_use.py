@@ -30,7 +30,10 @@ def assert_same(model: nn.Module, params: Params) -> None:
         torch.testing.assert_close(weights[name].detach(), tensor, rtol=1e-5, atol=1e-6, msg=name)
 
 
-@pytest.mark.parametrize(("label_type", "lr_for_step"), [("hard", True), ("soft", True), ("unrestricted", False)])
+@pytest.mark.parametrize(
+    ("label_type", "lr_for_step", "lr_for_parameter"),
+    [("hard", True, True), ("soft", True, False), ("unrestricted", False, True)],
+)
 def test_blocks(
     hub: Hub,
     tiny_learner32: Learner,
@@ -39,17 +42,27 @@ def test_blocks(
     monkeypatch: pytest.MonkeyPatch,
     label_type: str,
     lr_for_step: bool,
+    lr_for_parameter: bool,
 ) -> None:
     """Three steps on six samples: the first batch is read twice, each time with a rate of its own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(cli, "_quiet", lambda: None)
     config = DistilledDataConfig(
-        data_per_label=2, seq_length=7, label_type=LabelType(label_type), lr_for_step=lr_for_step, lr_init=0.3
+        data_per_label=2,
+        seq_length=7,
+        label_type=LabelType(label_type),
+        lr_for_step=lr_for_step,
+        lr_for_parameter=lr_for_parameter,
+        lr_init=0.3,
     )
     card = Card("toy", CLASS_NAMES, {})
     made = DistilledDataset.create(config, LearnerTrainConfig(3), card, tiny_learner32, toy_split, seed=0)
     if lr_for_step:
         made.raw["lr"].data += torch.tensor([0.0, -1.0, 1.0])
+    if lr_for_parameter:
+        made.raw["lr_scales"].data += torch.randn(
+            made.raw["lr_scales"].shape, generator=torch.Generator().manual_seed(0)
+        )
     if label_type != "hard":
         made.raw["labels"].data += torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
     made.save_pretrained("my-set")

@@ -43,7 +43,7 @@ def overrides(model: Path, data: Path, root: Path, *more: str) -> list[str]:
 
 
 # Keys of a set's shape that the reference implementation does not have.
-OURS = {"init", "attention_label_weight"}
+OURS = {"init", "attention_label_weight", "lr_for_parameter"}
 
 
 def write_reference_folder(folder: Path, distilled: DistilledDataset) -> None:
@@ -58,7 +58,8 @@ def write_reference_folder(folder: Path, distilled: DistilledDataset) -> None:
         "num_heads": distilled.card.model["num_heads"],
     }
     (folder / "config.json").write_text(json.dumps(card, indent=4))
-    torch.save({name: tensor.detach() for name, tensor in distilled.raw.items()}, folder / "data_dict")
+    raw = {name: tensor.detach() for name, tensor in distilled.raw.items() if name != "lr_scales"}
+    torch.save(raw, folder / "data_dict")
 
 
 def hostile_config(model: Path, data: Path, folder: Path, *more: str) -> RunConfig:

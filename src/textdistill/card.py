@@ -35,7 +35,7 @@ def without_places(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: without_places(item) for key, item in value.items() if not PLACE.fullmatch(key)}
     if isinstance(value, list | tuple):
-        return [without_places(item) for item in value]
+        return type(value)(without_places(item) for item in value)
     if isinstance(value, str) and (PurePath(value).is_absolute() or value.startswith((".", "~"))):
         return PurePath(value).name
     return value

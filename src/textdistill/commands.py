@@ -399,10 +399,10 @@ def show(distilled_dir: str | Path, nearest: int = 3, positions: int = 8) -> dic
         positions: positions listed for a sample.
 
     Returns:
-        ``shapes``, ``bytes`` (by tensor), ``card``, ``labels`` (N, C), ``lr`` (T,); ``attention``: for each
-        sample the layers and heads whose label is most concentrated; ``tokens``: for each sample and position
-        the nearest word embeddings by cosine, an aid to the eye and not a reading. ``tokens`` is None where
-        the model cannot be loaded.
+        ``shapes``, ``bytes`` (by tensor), ``card``, ``labels`` (N, C), ``lr`` (T,); ``lr_scales``: for each step what
+        its lr is multiplied by, by parameter, or None with one lr for all; ``attention``: for each sample the layers
+        and heads whose label is most concentrated; ``tokens``: for each sample and position the nearest word
+        embeddings by cosine, an aid to the eye and not a reading, or None where the model cannot be loaded.
 
     """
     distilled = DistilledDataset.from_pretrained(distilled_dir)
@@ -414,6 +414,9 @@ def show(distilled_dir: str | Path, nearest: int = 3, positions: int = 8) -> dic
         "bytes": {name: tensor.numel() * tensor.element_size() for name, tensor in distilled.raw.items()},
         "labels": distilled.labels.tolist(),
         "lr": distilled.lr.tolist(),
+        "lr_scales": None
+        if (scales := distilled.lr_scales) is None
+        else [dict(zip(card.model["parameters"], step, strict=True)) for step in scales.tolist()],
         "attention": strongest(distilled, nearest),
         "tokens": None,
     }

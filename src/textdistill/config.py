@@ -110,6 +110,8 @@ class RunConfig:
         follows = (None, train.lr_inputs_embeds)
         if distilled.attention_label_type is AttentionLabelType.none and train.lr_attention_labels not in follows:
             found.append(("train.lr_attention_labels", "distilled_data.attention_label_type=none"))
+        if not distilled.lr_for_parameter and train.lr_lr_scales is not None:
+            found.append(("train.lr_lr_scales", "distilled_data.lr_for_parameter=false"))
         if not train.optimizer_type.is_adam and train.adam_beta2 != TrainConfig.adam_beta2:
             found.append((f"train.adam_beta2={train.adam_beta2}", f"train.optimizer_type={train.optimizer_type}"))
         if train.estimator is Estimator.reverse and train.trajectory is not Trajectory.keep:

@@ -76,6 +76,7 @@ class DistilledDataConfig:
     seq_length: int = 64
     label_type: LabelType = LabelType.hard
     lr_for_step: bool = True
+    lr_for_parameter: bool = True
     lr_init: float = 0.1
     lr_linear_decay: bool = False
     fix_order: bool = True
@@ -129,7 +130,8 @@ class Card:
     Attributes:
         task: name of the task.
         class_names: C names; sample i has class i % C.
-        model: name, revision, embedding_size, num_layers, num_heads of the encoder it was made for.
+        model: name, revision, embedding_size, num_layers, num_heads of the encoder it was made for, and the names
+            (P) of the parameters that its inner steps update.
         data: how the data were read (columns, protocol, max_length, fingerprint).
         provenance: seed, outer steps, versions, scores - whatever the maker wants remembered.
 
@@ -151,6 +153,7 @@ class _Model:
     embedding_size: int
     num_layers: int
     num_heads: int
+    parameters: tuple[str, ...]
 
 
 @dataclass
@@ -186,8 +189,8 @@ class DistilledDataset:
     """The learned samples, as raw tensors that an optimiser can move freely.
 
     Raw tensors become what the inner loop reads through softplus (lr), softmax (soft labels, attention labels),
-    exp (attention labels with learned weights) or nothing (embeddings, unrestricted labels), so lr and weights stay
-    positive and probabilities sum to 1 by construction.
+    exp (lr_scales, attention labels with learned weights) or nothing (embeddings, unrestricted labels), so learning
+    rates and weights stay positive and probabilities sum to 1 by construction.
 
     >>> distilled = DistilledDataset.from_pretrained("DISTILLED_DIR")
     >>> distilled.labels.shape == (len(distilled), len(distilled.card.class_names))
@@ -197,8 +200,8 @@ class DistilledDataset:
     {0: 'negative', 1: 'positive'}
 
     Attributes:
-        raw: ``inputs_embeds`` (N, L, D), ``labels`` (N, C), ``lr`` (T,) or a scalar, and with attention labels
-            ``attention_labels`` (N, Y, H, Q, L).
+        raw: ``inputs_embeds`` (N, L, D), ``labels`` (N, C), ``lr`` (T,) or a scalar; ``lr_scales`` (T, P) or (P,)
+            with a learning rate for each parameter; and with attention labels ``attention_labels`` (N, Y, H, Q, L).
         config: shape and kinds.
         train_config: number and batch size of inner steps.
         card: task, model and provenance.
@@ -265,9 +268,10 @@ class DistilledDataset:
         raw = {
             "inputs_embeds": embeds,
             "labels": torch.eye(learner.num_labels)[torch.arange(count) % learner.num_labels],
-            # The inverse of softplus, log(exp(lr) - 1), written so that no lr overflows.
-            "lr": torch.full(shapes["lr"], config.lr_init + math.log(-math.expm1(-config.lr_init))),
+            "lr": _before_softplus(torch.full(shapes["lr"], config.lr_init)),
         }
+        if "lr_scales" in shapes:
+            raw["lr_scales"] = torch.zeros(shapes["lr_scales"])
         if "attention_labels" in shapes:
             draw = generator(seed, "distilled", "attention_labels")
             reach = learner.reach(config.seq_length, config.attention_label_type)
@@ -283,12 +287,24 @@ class DistilledDataset:
 
     @property
     def lr(self) -> Tensor:
-        """Learning rates (T,) of the inner steps, above 0, with a graph to ``raw``."""
+        """Learning rates (T,) of the inner steps, above 0, with a graph to ``raw``.
+
+        With one for each parameter, their geometric mean.
+        """
         steps = self.train_config.train_step
-        lr = F.softplus(self.raw["lr"]).expand(steps)
+        lr = F.softplus(self.raw["lr"])
+        if "lr_scales" in self.raw:
+            lr = lr * self.raw["lr_scales"].mean(-1).exp()
+        lr = lr.expand(steps)
         if self.config.lr_linear_decay and not self.config.lr_for_step:
             lr = lr * (1 - torch.arange(steps, dtype=lr.dtype, device=lr.device) / steps)
         return lr.clamp_min(torch.finfo(lr.dtype).tiny)  # softplus of -1e4 is 0
+
+    @property
+    def lr_scales(self) -> Tensor | None:
+        """What ``lr`` is multiplied by for each parameter (T, P), of geometric mean 1; None with one lr for all."""
+        raw = self.raw.get("lr_scales")
+        return None if raw is None else (raw - raw.mean(-1, keepdim=True)).exp().expand(len(self.lr), -1)
 
     @property
     def labels(self) -> Tensor:
@@ -317,7 +333,8 @@ class DistilledDataset:
                 With neither, batches do not depend on it.
 
         """
-        labels, attention_labels, weights, lr = self.labels, self.attention_labels, self.attention_weights, self.lr
+        labels, attention_labels, weights = self.labels, self.attention_labels, self.attention_weights
+        lr = self.lr if self.lr_scales is None else self.lr[:, None] * self.lr_scales
         if attention_labels is not None and weights is not None:
             attention_labels = attention_labels * weights[..., None]
         batches = []
@@ -361,19 +378,31 @@ class DistilledDataset:
         return fine_tune(self.inner_loss(learner), params, batches)
 
     def fitted(self, learner: Learner) -> DistilledDataset:
-        """The set itself, or a copy without attention labels where layers or heads are not those of its model."""
-        has = describe(learner)
+        """The set itself, or a copy without what a model of another shape than its own has no use for.
+
+        Attention labels are left out where layers or heads differ; where parameters have other names, the geometric
+        mean of their learning rates is that of all.
+        """
+        has, config, raw = describe(learner), self.config, dict(self.raw)
         differ = [key for key in ("num_layers", "num_heads") if self.card.model[key] != has[key]]
-        if self.config.attention_label_type is AttentionLabelType.none or not differ:
-            return self
-        logger.warning(
-            "attention labels are left out: the set was made for %s with %s",
-            self.card.model["name"],
-            ", ".join(f"{key} {self.card.model[key]}, and {learner.name} has {has[key]}" for key in differ),
-        )
-        raw = {name: tensor for name, tensor in self.raw.items() if name != "attention_labels"}
-        config = replace(self.config, attention_label_type=AttentionLabelType.none)
-        return DistilledDataset(raw, config, self.train_config, self.card)
+        if differ and config.attention_label_type is not AttentionLabelType.none:
+            logger.warning(
+                "attention labels are left out: the set was made for %s with %s",
+                self.card.model["name"],
+                ", ".join(f"{key} {self.card.model[key]}, and {learner.name} has {has[key]}" for key in differ),
+            )
+            del raw["attention_labels"]
+            config = replace(config, attention_label_type=AttentionLabelType.none)
+        if config.lr_for_parameter and self.card.model["parameters"] != has["parameters"]:
+            logger.warning(
+                "one learning rate for all parameters: the set was made for %s, whose parameters have other names than"
+                " those of %s",
+                self.card.model["name"],
+                learner.name,
+            )
+            raw["lr"] = _before_softplus(F.softplus(raw["lr"]) * raw.pop("lr_scales").mean(-1).exp())
+            config = replace(config, lr_for_parameter=False)
+        return self if config is self.config else DistilledDataset(raw, config, self.train_config, self.card)
 
     def check(self, learner: Learner) -> None:
         """Raises ValueError if ``learner`` cannot be trained on this set."""
@@ -388,6 +417,11 @@ class DistilledDataset:
                     f" {self.card.model[key]}, but model.model_name={learner.name} has {has[key]}; use a model"
                     " of the same shape"
                 )
+        if self.config.lr_for_parameter and self.card.model["parameters"] != has["parameters"]:
+            raise ValueError(
+                f"the distilled set has learning rates for the parameters of {self.card.model['name']}, but those of"
+                f" model.model_name={learner.name} have other names; use a model of the same family and depth"
+            )
         if len(needs) > 1 and learner.rows_are_dropped:
             raise ValueError(
                 f"model.disable_dropout must be true for attention labels with {learner.name}, got false: this family's"
@@ -503,9 +537,9 @@ class DistilledDataset:
             order_seed: as in ``batches``.
 
         Returns:
-            Rows of float32 torch tensors (``with_format`` gives others), detached: ``step`` (0..T-1) and its ``lr``,
-            ``inputs_embeds`` (L, D), ``labels`` (C), and with attention labels ``attention_labels`` (Y, H, Q, L); the
-            values that learners read, not the raw ones.
+            Rows of float32 torch tensors (``with_format`` gives others), detached: ``step`` (0..T-1) and its ``lr``, a
+            number or (P,), one for each parameter that ``card.model`` names; ``inputs_embeds`` (L, D), ``labels`` (C),
+            and with attention labels ``attention_labels`` (Y, H, Q, L); what learners read, not the raw values.
 
         """
         from datasets import Array2D, Array4D, Dataset, Features, List, Value
@@ -513,10 +547,12 @@ class DistilledDataset:
         batches = self.batches(order_seed)
         learned = {name: torch.cat([batch.learned[name] for batch in batches]) for name in batches[0].learned}
         size = len(batches[0].labels)
-        columns = {"lr": torch.stack([batch.lr for batch in batches]).repeat_interleave(size), **learned}
+        columns = {"lr": torch.stack([batch.lr for batch in batches]).repeat_interleave(size, dim=0), **learned}
         features: dict[str, Any] = {
             "step": Value("int64"),
-            "lr": Value("float32"),
+            "lr": List(Value("float32"), length=columns["lr"].shape[1])
+            if columns["lr"].dim() > 1
+            else Value("float32"),
             "inputs_embeds": Array2D(tuple(learned["inputs_embeds"].shape[1:]), "float32"),
             "labels": List(Value("float32"), length=learned["labels"].shape[1]),
         }
@@ -588,6 +624,7 @@ def describe(learner: Learner) -> dict[str, Any]:
         "embedding_size": learner.embedding_size,
         "num_layers": learner.num_layers,
         "num_heads": learner.num_heads,
+        "parameters": tuple(learner.trainable),
     }
 
 
@@ -600,6 +637,8 @@ def _shapes(
         "labels": (count, num_labels),
         "lr": (train_config.train_step,) if config.lr_for_step else (),
     }
+    if config.lr_for_parameter:
+        shapes["lr_scales"] = (*shapes["lr"], len(model["parameters"]))
     if config.attention_label_type is not AttentionLabelType.none:
         rows = config.attention_label_type.rows(length)
         shapes["attention_labels"] = (count, model["num_layers"], model["num_heads"], rows, length)
@@ -624,7 +663,7 @@ def _read_reference(
     data = config.get("config")
     if isinstance(data, dict):
         # The reference knows no others.
-        known = {"init": Init.noise, "attention_label_weight": AttentionLabelWeight.equal}
+        known = {"init": Init.noise, "attention_label_weight": AttentionLabelWeight.equal, "lr_for_parameter": False}
         config = {**config, "config": data | known}
     file = storage.parse(_ReferenceFile, config)
     # The reference does not record what the set was made for.
@@ -634,10 +673,16 @@ def _read_reference(
         "embedding_size": file.hidden_size,
         "num_layers": file.num_layers,
         "num_heads": file.num_heads,
+        "parameters": (),
     }
     # Before there are names: a card may claim 2**60 classes.
     _check_shapes(raw, _shapes(file.config, file.train_config, file.num_labels, model))
     return file.config, file.train_config, Card("unknown", tuple(map(str, range(file.num_labels))), model)
+
+
+def _before_softplus(lr: Tensor) -> Tensor:
+    """The inverse of softplus, log(exp(lr) - 1), written so that no lr overflows."""
+    return lr + torch.log(-torch.expm1(-lr))
 
 
 def _tiled(learner: Learner, train: TokenizedSplit, row: int, length: int) -> Tensor:

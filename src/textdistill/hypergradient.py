@@ -1,12 +1,13 @@
 """Gradient of the outer loss with respect to what the inner loop reads: three estimators, one signature.
 
-With v[T] = grad outer_loss(params[T]) and g_t the inner gradient at step t, going backwards:
+With v[T] = grad outer_loss(params[T]) and g_t the inner gradient at step t, going backwards, for parameters p:
 
-    d outer / d lr[t]  = -<v[t+1], g_t>
-    d outer / d phi_t  = -lr[t] * D_v (grad_phi    inner_loss)(params[t]),  v = v[t+1], phi_t = (x_t, y_t, a_t)
-    v[t]               = v[t+1] - lr[t] * D_v (grad_params inner_loss)(params[t])
+    d outer / d lr[t, p] = -<v[t+1], g_t>_p
+    d outer / d phi_t    = -D_u (grad_phi    inner_loss)(params[t]),  u = lr[t] * v[t+1], phi_t = (x_t, y_t, a_t)
+    v[t]                 = v[t+1] - D_u (grad_params inner_loss)(params[t])
 
-Every step needs one directional derivative D_v of a first-order gradient. ``difference`` takes it as a finite
+where one learning rate for all parameters has the sum of their derivatives. Every step needs one directional derivative
+D_u of a first-order gradient. ``difference`` takes it as a finite
 difference, ``forward`` by forward-mode differentiation; ``reverse`` does not use these lines at all but
 differentiates the unrolled loop, and is what the tests trust. Source: ours; the first-order trick is the one
 of DARTS (Liu et al., 2019, equation 8).
@@ -27,7 +28,7 @@ from textdistill.learner import Params, float32_products
 
 OuterLoss = Callable[[Params], Tensor]
 
-# Length of the step that ``difference`` takes along v, relative to the norm of the parameters. Shorter ones drown in
+# Length of the step that ``difference`` takes along u, relative to the norm of the parameters. Shorter ones drown in
 # float32's rounding, longer ones in the curvature; docs/performance.md has the cosines to ``reverse``.
 EPS = 2.5e-6
 
@@ -88,7 +89,7 @@ def hypergradient(
         outer_loss: scalar loss on real data as a function of the fine-tuned parameters.
         params: the learner's initial parameters; not written to.
         batches: one a step, at least one.
-        eps: length of the step that ``difference`` takes along v, relative to the norm of the parameters.
+        eps: length of the step that ``difference`` takes along u, relative to the norm of the parameters.
         trajectory: see there; ``reverse`` keeps the whole graph whatever it is.
         inner_tf32: take the matrix products of inner steps in TF32, in whose rounding a ``difference`` is lost.
         outer_tf32: the same of ``outer_loss``; ``reverse`` goes back through both as ``inner_tf32`` says.
@@ -136,11 +137,11 @@ def _two_way(
                 of_params = bool(steps or segments)
                 d_grads, d_phi = _difference(inner_loss, params, batch, v, grads, phi_grads, eps, of_params)
             else:
-                d_grads, d_phi = _forward(inner_loss, params, batch, v)
-            part = {name: -batch.lr * derivative for name, derivative in d_phi.items()}
-            part["lr"] = -_dot(v, grads)
+                d_grads, d_phi = _forward(inner_loss, params, batch, v, grads)
+            part = {name: -derivative for name, derivative in d_phi.items()}
+            part["lr"] = -_dots(grads, v).sum_to_size(batch.lr.shape)
             parts.append(part)
-            v = descend(v, d_grads, batch.lr)
+            v = {name: along - d_grads[name] if name in d_grads else along for name, along in v.items()}
     return Hypergradient(loss, parts[::-1])
 
 
@@ -177,11 +178,12 @@ def _difference(
     eps: float,
     of_params: bool,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """D_v of both first-order gradients by a one-sided difference that re-uses the forward pass's gradients."""
-    # If v vanishes, so do the differences below; the floors only keep the divisions finite.
-    scale = _dot({name: params[name] for name in v}, params).sqrt().clamp_min(1e-12)
-    step = eps * scale / _dot(v, v).sqrt().clamp_min(1e-12)
-    shifted_grads, shifted_phi = _inner_gradients(inner_loss, descend(params, v, -step), batch, of_params)
+    """D_u of both first-order gradients by a one-sided difference that re-uses the forward pass's gradients."""
+    v = {name: v[name] for name in grads}
+    # If u vanishes, so do the differences below; the floors only keep the divisions finite.
+    scale = _dots({name: params[name] for name in v}, params).sum().sqrt().clamp_min(1e-12)
+    step = eps * scale / (_dots(v, v) * batch.lr**2).sum().sqrt().clamp_min(1e-12)
+    shifted_grads, shifted_phi = _inner_gradients(inner_loss, descend(params, v, -step * batch.lr), batch, of_params)
     return (
         {name: (grad - grads[name]) / step for name, grad in shifted_grads.items()},
         {name: (grad - phi_grads[name]) / step for name, grad in shifted_phi.items()},
@@ -189,9 +191,9 @@ def _difference(
 
 
 def _forward(
-    inner_loss: InnerLoss, params: Params, batch: InnerBatch, v: Params
+    inner_loss: InnerLoss, params: Params, batch: InnerBatch, v: Params, grads: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """D_v of both first-order gradients by forward-mode over reverse-mode differentiation."""
+    """D_u of both first-order gradients by forward-mode over reverse-mode differentiation."""
 
     def loss(params: Params, learned: dict[str, Tensor]) -> Tensor:
         return inner_loss(params, batch.replace(learned))
@@ -201,7 +203,8 @@ def _forward(
         assert isinstance(grads, tuple)
         return grads
 
-    direction = {name: v.get(name, torch.zeros_like(p)) for name, p in params.items()}
+    u = {name: v[name] * rate for name, rate in zip(grads, batch.lr.expand(len(grads)), strict=True)}
+    direction = {name: u[name] if name in u else torch.zeros_like(p) for name, p in params.items()}
     derivatives: tuple[dict[str, Tensor], dict[str, Tensor]] = torch.func.jvp(first_order, (params,), (direction,))[1]
     return derivatives
 
@@ -239,7 +242,8 @@ def _inner_gradients(
 def _outer_gradient(outer_loss: OuterLoss, params: Params) -> tuple[Tensor, Params]:
     params = leaves(params)
     loss = outer_loss(params)
-    return loss.detach(), gradient(loss, params)
+    grads = torch.autograd.grad(loss, list(params.values()), materialize_grads=True)
+    return loss.detach(), dict(zip(params, grads, strict=True))
 
 
 def _detached(batch: InnerBatch) -> InnerBatch:
@@ -247,7 +251,6 @@ def _detached(batch: InnerBatch) -> InnerBatch:
     return batch.replace({name: tensor.detach() for name, tensor in tensors.items()})
 
 
-def _dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Tensor:
-    """Inner product over the names both have."""
-    products = [torch.dot(a[name].flatten(), b[name].flatten()) for name in a if name in b]
-    return torch.stack(products).sum()
+def _dots(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Tensor:
+    """Inner products (P,) of the parameters that ``a`` names."""
+    return torch.stack([torch.dot(tensor.flatten(), b[name].flatten()) for name, tensor in a.items()])

@@ -25,7 +25,8 @@ class InnerBatch:
         labels: weights of the classes (B, C), or class indices (B,).
         attention_labels: target attention (B, Y, H, Q, L), probabilities over the last dimension times the weight of
             their row; or None.
-        lr: the step's learning rate, a scalar.
+        lr: the step's learning rate: a scalar, or one for each parameter that the inner loss depends on (P,), in the
+            order of the parameters.
         context: further inputs of the learner that are not learned (``attention_mask``, ``token_type_ids``).
         dropout_seed: seed of the step's dropout masks; every evaluation of one inner step replays it.
 
@@ -107,12 +108,20 @@ def leaves(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def descend(params: Params, grads: Mapping[str, Tensor], lr: Tensor) -> Params:
-    """``params - lr * grads`` as new tensors; a parameter without a gradient passes unchanged."""
-    return {name: p.addcmul(grads[name], lr, value=-1) if name in grads else p for name, p in params.items()}
+    """``params - lr * grads`` as new tensors; a parameter without a gradient passes unchanged.
+
+    Args:
+        params: by name.
+        grads: of some of them.
+        lr: a scalar, or one for each of ``grads`` (P,), in their order.
+
+    """
+    rates = dict(zip(grads, lr.expand(len(grads)), strict=True))
+    return {name: p.addcmul(grads[name], rates[name], value=-1) if name in grads else p for name, p in params.items()}
 
 
 def inner_step(inner_loss: InnerLoss, params: Params, batch: InnerBatch, create_graph: bool = False) -> Params:
-    """One gradient step: ``params - lr * grad_params inner_loss(params, batch)`` (DESIGN: the inner loop).
+    """One gradient step: ``params - lr * grad_params inner_loss(params, batch)`` (docs/mathematics.md).
 
     Args:
         inner_loss: as ``make_inner_loss`` builds it.

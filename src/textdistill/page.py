@@ -196,6 +196,7 @@ def _detail(run_dir: Path, results: Results, pages: int) -> dict[str, Any]:
         "biggest_label": distilled.labels.abs().max().clamp_min(1e-9).item(),
         "samples": _sample_names(distilled),
         "lr": distilled.lr.tolist(),
+        "lr_scales": None if (scales := distilled.lr_scales) is None else [scales.min().item(), scales.max().item()],
         "bytes": sum(file.stat().st_size for file in (run_dir / "distilled").iterdir()),
         "step_seconds": median(steps) if steps else None,
         "charts": _charts(lines, results.get("best_step")),

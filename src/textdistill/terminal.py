@@ -53,7 +53,7 @@ def print_set(found: Mapping[str, Any]) -> None:
     tensors = [
         (name, str(tuple(shape)), f"{found['bytes'][name] / 1024:.1f}") for name, shape in found["shapes"].items()
     ]
-    rates = "learning rates: " + ", ".join(f"{lr:.4g}" for lr in found["lr"])
+    rates = "learning rates: " + ", ".join(map(_rate, found["lr"], found["lr_scales"] or [None] * len(found["lr"])))
     samples = [_sample(found, index) for index in range(len(found["labels"]))]
     if _on_terminal():
         _print_table(["tensor", "shape", _number("KiB")], tensors)
@@ -112,6 +112,15 @@ def print_next(steps: Mapping[str, Sequence[str]]) -> None:
     print("next:")
     for purpose, command in steps.items():
         print(f"  {shlex.join(command)}  # {purpose}")
+
+
+def _rate(lr: float, scales: Mapping[str, float] | None) -> str:
+    """A step's learning rate and, where parameters have their own, the least and the greatest."""
+    if scales is None:
+        return f"{lr:.4g}"
+    names = sorted(scales, key=lambda name: scales[name])
+    least, greatest = (f"{lr * scales[name]:.4g} ({_plain(name)})" for name in (names[0], names[-1]))
+    return f"{lr:.4g}, from {least} to {greatest}"
 
 
 def _sample(found: Mapping[str, Any], index: int) -> dict[str, list[str]]:

@@ -86,6 +86,8 @@ class TrainConfig:
     lr_attention_labels: float | None = None
     lr_labels: float | None = None
     lr_lr: float | None = None
+    # None: the default of DEFAULT_LR, of the logarithm.
+    lr_lr_scales: float | None = None
     optimizer_type: OptimizerType = OptimizerType.adamw
     # Of adamw and adam. Rare hypergradients are many times the usual norm: with 0.999 they slow the next 1,000 steps.
     adam_beta2: float = 0.99
@@ -131,7 +133,7 @@ class TrainConfig:
             raise ValueError(
                 f"train.log_interval must be at least 1, or -1 for a tenth of an epoch, got {self.log_interval}"
             )
-        for key in ("lr_inputs_embeds", "lr_attention_labels", "lr_labels", "lr_lr", "weight_decay"):
+        for key in ("lr_inputs_embeds", "lr_attention_labels", "lr_labels", "lr_lr", "lr_lr_scales", "weight_decay"):
             value = getattr(self, key)
             if value is not None and not 0 <= value < math.inf:
                 raise ValueError(f"train.{key} must be at least 0 and finite, got {value}")
@@ -155,7 +157,7 @@ class TrainConfig:
             )
 
 
-DEFAULT_LR = {"attention_labels": 0.1, "labels": 0.01, "lr": 0.01}
+DEFAULT_LR = {"attention_labels": 0.1, "labels": 0.01, "lr": 0.01, "lr_scales": 0.1}
 
 # Mean metrics of some fresh learners on validation rows; must have "loss".
 Validate = Callable[[DistilledDataset], Mapping[str, float]]
@@ -456,7 +458,9 @@ def make_optimizer(distilled: DistilledDataset, config: TrainConfig) -> Optimize
     rates = {"inputs_embeds": EMBEDS_LR_SCALE[distilled.config.init] * scale if given is None else given}
     for name, default in DEFAULT_LR.items():
         explicit = getattr(config, f"lr_{name}")
-        rates[name] = explicit if explicit is not None else default if given is None else given
+        # The reference has no lr_scales for the rate of the embeddings to be meant for.
+        inherited = None if name == "lr_scales" else given
+        rates[name] = next(rate for rate in (explicit, inherited, default) if rate is not None)
     groups = [
         {
             "params": [tensor],

@@ -35,6 +35,7 @@ OUTSIDE = {
     "train.lr_attention_labels": ("-0.1", "inf", "nan"),
     "train.lr_labels": ("-0.1", "inf", "nan"),
     "train.lr_lr": ("-0.1", "inf", "nan"),
+    "train.lr_lr_scales": ("-0.1", "inf", "nan"),
     "train.warmup_ratio": ("-0.1", "1.1", "nan"),
     "train.adam_beta2": ("-0.1", "1", "nan"),
     "train.weight_decay": ("-0.1", "inf", "nan"),

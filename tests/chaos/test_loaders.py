@@ -94,12 +94,19 @@ class Artefact:
 def a_set() -> DistilledDataset:
     """2 classes, 2 samples each, 3 positions, width 4, 2 layers, 3 heads, 2 steps."""
     generator = torch.Generator().manual_seed(0)
-    shapes = {"inputs_embeds": (4, 3, 4), "labels": (4, 2), "lr": (2,), "attention_labels": (4, 2, 3, 1, 3)}
+    shapes = {
+        "inputs_embeds": (4, 3, 4),
+        "labels": (4, 2),
+        "lr": (2,),
+        "lr_scales": (2, 3),
+        "attention_labels": (4, 2, 3, 1, 3),
+    }
     raw = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
     config = DistilledDataConfig(
         data_per_label=2, seq_length=3, label_type=LabelType.soft, attention_label_type=AttentionLabelType.cls
     )
-    model = {"name": "some/model", "revision": None, "embedding_size": 4, "num_layers": 2, "num_heads": 3}
+    sizes = {"embedding_size": 4, "num_layers": 2, "num_heads": 3}
+    model = {"name": "some/model", "revision": None, **sizes, "parameters": ("body.a", "body.b", "head")}
     card = Card("toy", ("no", "yes"), model, {"path": "x"}, {"seed": 1, "accuracy": 1e-05})
     return DistilledDataset(raw, config, LearnerTrainConfig(2, 1), card)
 
@@ -120,7 +127,7 @@ def same_named(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor
 
 # By the documentation of the format, not by the code.
 COUNTS = {"data_per_label", "seq_length", "train_step", "batch_size_per_label"}
-SWITCHES = {"lr_for_step", "lr_linear_decay", "fix_order"}
+SWITCHES = {"lr_for_step", "lr_for_parameter", "lr_linear_decay", "fix_order"}
 NUMBERS = {"attention_loss_lambda", "lr_init"}
 
 
@@ -148,6 +155,7 @@ def assert_valid_set(distilled: DistilledDataset, original: DistilledDataset) ->
     assert type(card.model["name"]) is str
     assert card.model["revision"] is None or type(card.model["revision"]) is str
     assert all(type(card.model[key]) is int for key in ("embedding_size", "num_layers", "num_heads"))
+    assert all(type(name) is str for name in card.model["parameters"])
     assert (distilled.lr > 0).all()
     assert all(tensor.isfinite().all() for tensor in distilled.raw.values())
     with tempfile.TemporaryDirectory() as folder:
