@@ -1,14 +1,20 @@
 # Every target sets up .venv by itself; a fresh machine needs Python 3.11 or later, pip and a package registry.
 PYTHON ?= python3.11
+SEED ?= 42
 BIN := .venv/bin
 
-.PHONY: setup demo test lint check clean
+.PHONY: setup demo results test lint check clean
 
 setup: .venv/ready
 
 demo: .venv/ready
 	$(BIN)/python examples/vader.py --output data
 	$(BIN)/python examples/demo.py
+
+# make results EXPERIMENT=ag_news ARGS=data.path=PATH; again, it goes on where it was interrupted.
+results: .venv/ready
+	$(BIN)/textdistill distill experiment=$(EXPERIMENT) base.seed=$(SEED) \
+		base.save_dir=save/results/$(EXPERIMENT)/$(SEED) train.resume=true $(ARGS)
 
 # A small budget for the attacks; python -m pytest tests/chaos runs them in full.
 test: .venv/ready

@@ -174,7 +174,7 @@ def gradients(model: Path, ranks: range, count: int) -> dict[str, Tensor]:
 def test_hypergradient_of_two_processes_in_float32(worked: Worked, tiny_bert: Path) -> None:
     expected = gradients(tiny_bert, range(2), 2)
     first, second = (torch.load(worked.root / f"{rank}.pt") for rank in range(2))
-    assert expected.keys() == {"inputs_embeds", "labels", "attention_labels", "lr"}
+    assert expected.keys() == {"inputs_embeds", "labels", "attention_labels", "lr", "lr_scales"}
     for name, gradient in expected.items():
         assert torch.equal(first[name], second[name])
         assert (first[name] - gradient).norm() < 1e-6 * gradient.norm(), name

@@ -861,7 +861,7 @@ def test_hard_labels_are_not_learned(
 @pytest.mark.parametrize(
     ("given", "rates"),
     [
-        pytest.param({}, {"attention_labels": 0.1, "labels": 0.01, "lr": 0.01}, id="our defaults"),
+        pytest.param({}, {"attention_labels": 0.05, "labels": 0.01, "lr": 0.01}, id="our defaults"),
         pytest.param(
             {"lr_inputs_embeds": 0.5},
             {"inputs_embeds": 0.5, "attention_labels": 0.5, "labels": 0.5, "lr": 0.5},
@@ -879,7 +879,7 @@ def test_hard_labels_are_not_learned(
         ),
     ],
 )
-@pytest.mark.parametrize(("init", "share"), [("noise", 0.1), ("real", 0.4)])
+@pytest.mark.parametrize(("init", "share"), [("noise", 0.1), ("real", 0.2)])
 def test_learning_rates(
     init: str,
     share: float,

@@ -47,7 +47,7 @@ SCHEDULER_TYPES = (
     "inverse_sqrt",
 )
 # Default outer learning rate of the embeddings, in standard deviations of the initial embeddings a step.
-EMBEDS_LR_SCALE = {Init.noise: 0.1, Init.real: 0.4}
+EMBEDS_LR_SCALE = {Init.noise: 0.1, Init.real: 0.2}
 
 
 class InnerPrecision(StrEnum):
@@ -157,7 +157,7 @@ class TrainConfig:
             )
 
 
-DEFAULT_LR = {"attention_labels": 0.1, "labels": 0.01, "lr": 0.01, "lr_scales": 0.1}
+DEFAULT_LR = {"attention_labels": 0.05, "labels": 0.01, "lr": 0.01, "lr_scales": 0.1}
 
 # Mean metrics of some fresh learners on validation rows; must have "loss".
 Validate = Callable[[DistilledDataset], Mapping[str, float]]
