@@ -107,7 +107,9 @@ def test_markdown() -> None:
 
 
 def test_find_results(tmp_path: Path) -> None:
-    for name, results in {"sweep/0": distilled(0.5), "sweep/1": distilled(0.6), "full": FULL}.items():
+    copy = "sweep/mlartifacts/1/0123/artifacts"
+    runs = {"sweep/0": distilled(0.5), "sweep/1": distilled(0.6), "full": FULL, copy: distilled(0.5)}
+    for name, results in runs.items():
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "results.json").write_text(json.dumps(results))
     found = find_results([tmp_path / "sweep", tmp_path / "full" / "results.json", tmp_path / "sweep" / "1"])

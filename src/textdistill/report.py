@@ -19,7 +19,7 @@ import numpy as np
 import yaml
 
 from textdistill.config import CHANGEABLE
-from textdistill.tracking import flatten
+from textdistill.tracking import ARTIFACTS, flatten
 
 Results = Mapping[str, Any]
 Line = dict[str, Any]
@@ -81,7 +81,7 @@ class _Table(NamedTuple):
 
 
 def find_results(paths: Iterable[str | Path]) -> dict[Path, Results]:
-    """The results in files, run folders, and folders of run folders, by file, each once.
+    """The results in files, run folders, and folders of run folders, by file, each once: MLflow's copies do not count.
 
     Beside what the file holds each has ``settings``: by dotted key what ``config.yaml`` beside it sets, but for seed,
     places and how the run was watched; empty where there is none.
@@ -94,6 +94,7 @@ def find_results(paths: Iterable[str | Path]) -> dict[Path, Results]:
     found = {}
     for path in map(Path, paths):
         files = [path] if path.is_file() else sorted(path.rglob(RESULTS_FILE))
+        files = [file for file in files if ARTIFACTS not in file.relative_to(path).parts]
         if not files:
             raise FileNotFoundError(f"{path} holds no {RESULTS_FILE}: name a run folder, or a folder of run folders")
         for file in files:

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
+# MLflow's copies of what runs wrote, beside them.
+ARTIFACTS = "mlartifacts"
 RUN_ID_FILE = "mlflow.json"
 # Tag of the MLflow run that is the parent of a sweep's; its value is the sweep's name.
 SWEEP_TAG = "textdistill.sweep"
@@ -398,7 +400,7 @@ def _experiment_id(client: MlflowClient, root: Path, name: str) -> str:
     from mlflow.exceptions import MlflowException
 
     try:
-        return client.create_experiment(name, artifact_location=(root.resolve() / "mlartifacts").as_uri())
+        return client.create_experiment(name, artifact_location=(root.resolve() / ARTIFACTS).as_uri())
     except MlflowException:
         existing = client.get_experiment_by_name(name)
         if existing is None:
