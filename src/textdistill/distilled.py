@@ -303,8 +303,10 @@ class DistilledDataset:
     @property
     def lr_scales(self) -> Tensor | None:
         """What ``lr`` is multiplied by for each parameter (T, P), of geometric mean 1; None with one lr for all."""
-        raw = self.raw.get("lr_scales")
-        return None if raw is None else (raw - raw.mean(-1, keepdim=True)).exp().expand(len(self.lr), -1)
+        if "lr_scales" not in self.raw:
+            return None
+        raw = self.raw["lr_scales"]
+        return (raw - raw.mean(-1, keepdim=True)).exp().expand(self.train_config.train_step, -1)
 
     @property
     def labels(self) -> Tensor:
@@ -334,7 +336,9 @@ class DistilledDataset:
 
         """
         labels, attention_labels, weights = self.labels, self.attention_labels, self.attention_weights
-        lr = self.lr if self.lr_scales is None else self.lr[:, None] * self.lr_scales
+        lr, scales = self.lr, self.lr_scales
+        if scales is not None:
+            lr = lr[:, None] * scales
         if attention_labels is not None and weights is not None:
             attention_labels = attention_labels * weights[..., None]
         batches = []
