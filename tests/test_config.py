@@ -242,11 +242,8 @@ def test_reference_experiment_has_the_references_figures() -> None:
     assert (follows.lr_attention_labels, follows.lr_labels, follows.lr_lr) == (0.1, 0.1, 0.5)
 
 
-EXPERIMENTS = sorted(
-    file.name.removesuffix(".yaml")
-    for file in files("textdistill.conf.experiment").iterdir()
-    if file.name.endswith(".yaml")
-)
+EXPERIMENT_DIR = Path(str(files("textdistill.conf.experiment")))
+EXPERIMENTS = sorted(str(file.relative_to(EXPERIMENT_DIR).with_suffix("")) for file in EXPERIMENT_DIR.rglob("*.yaml"))
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
