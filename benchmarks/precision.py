@@ -26,10 +26,11 @@ from benchmarks.measure import Row, arguments
 from benchmarks.report import record
 from benchmarks.workload import CLASS_NAMES, configure, real_splits
 from textdistill.batches import train_batches
-from textdistill.distilled import Card, DistilledDataset
+from textdistill.distilled import DistilledDataset
 from textdistill.hypergradient import EPS, Estimator, hypergradient
 from textdistill.learner import Learner, ModelConfig, Params
 from textdistill.losses import task_loss
+from textdistill.schema import Card
 from textdistill.trainer import InnerPrecision
 
 KEY = ("model", "seq_length", "inner_steps", "estimator", "precision", "eps")

@@ -32,8 +32,9 @@ from benchmarks.measure import Row, alternate, arguments, fresh, median, memory,
 from benchmarks.report import record
 from benchmarks.workload import CLASS_NAMES, OurStep, configure, real_splits
 from textdistill.batches import train_batches
-from textdistill.distilled import Card, DistilledDataset
+from textdistill.distilled import DistilledDataset
 from textdistill.learner import Learner, ModelConfig
+from textdistill.schema import Card
 
 KEY = ("model", "rows")
 SIZES = (1_000, 10_000, 100_000, 1_000_000)

@@ -26,9 +26,10 @@ from benchmarks.reference_recipe import ReferenceStep, configure_reference, rand
 from benchmarks.report import record
 from benchmarks.workload import CLASS_NAMES, configure, noise_set, real_splits
 from textdistill.config import RunConfig
-from textdistill.distilled import Card, DistilledDataset
+from textdistill.distilled import DistilledDataset
 from textdistill.evaluation import score, trained_on
 from textdistill.learner import Learner
+from textdistill.schema import Card
 from textdistill.tokens import TokenizedSplit
 from textdistill.tracking import RunTracker
 from textdistill.trainer import fit

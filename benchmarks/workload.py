@@ -10,8 +10,9 @@ import transformers
 from torch import Tensor
 
 from textdistill.config import RunConfig, compose
-from textdistill.distilled import Card, DistilledDataset, Init
+from textdistill.distilled import DistilledDataset
 from textdistill.learner import Learner
+from textdistill.schema import Card, Init
 from textdistill.seeding import generator, stream_seed
 from textdistill.task import TASKS, load_task
 from textdistill.tokens import TokenizedSplit, tokenize

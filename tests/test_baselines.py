@@ -22,10 +22,10 @@ from textdistill.baselines import (
     ordinary,
 )
 from textdistill.batches import stratified_sample
-from textdistill.distilled import LearnerTrainConfig
 from textdistill.evaluation import Score, score
 from textdistill.learner import Learner, Params
 from textdistill.losses import task_loss
+from textdistill.schema import LearnerTrainConfig
 from textdistill.seeding import generator, stream_seed
 from textdistill.tokens import TokenizedSplit
 

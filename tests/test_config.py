@@ -18,8 +18,8 @@ import toy
 from textdistill.attention import AttentionLabelType
 from textdistill.commands import distill
 from textdistill.config import RunConfig, compose, load_run_config
-from textdistill.distilled import AttentionLabelWeight, Init, LabelType
 from textdistill.hypergradient import Estimator
+from textdistill.schema import AttentionLabelWeight, Init, LabelType
 from textdistill.task import Protocol
 from textdistill.trainer import OptimizerType
 

@@ -23,20 +23,20 @@ from conftest import CLASS_NAMES, VOCABULARY, tiny_bert_config
 from reference import directional_derivative
 from textdistill import hub, storage
 from textdistill.attention import AttentionLabelType
-from textdistill.distilled import (
+from textdistill.distilled import DistilledDataset
+from textdistill.hypergradient import Estimator, hypergradient
+from textdistill.inner import fine_tune
+from textdistill.learner import Learner, ModelConfig, Params
+from textdistill.losses import task_loss
+from textdistill.schema import (
     AttentionLabelWeight,
     Card,
     DistilledDataConfig,
-    DistilledDataset,
     Init,
     LabelType,
     LearnerTrainConfig,
     describe,
 )
-from textdistill.hypergradient import Estimator, hypergradient
-from textdistill.inner import fine_tune
-from textdistill.learner import Learner, ModelConfig, Params
-from textdistill.losses import task_loss
 from textdistill.seeding import stream_seed
 from textdistill.tokens import TokenizedSplit
 from toy import OURS, write_reference_folder

@@ -11,9 +11,10 @@ import torch
 
 from conftest import CLASS_NAMES
 from textdistill import evaluation
-from textdistill.distilled import Card, DistilledDataConfig, DistilledDataset, LearnerTrainConfig
+from textdistill.distilled import DistilledDataset
 from textdistill.evaluation import EvaluateConfig, Score, TrainedLearner, metrics, score, trained_on
 from textdistill.learner import Learner
+from textdistill.schema import Card, DistilledDataConfig, LearnerTrainConfig
 from textdistill.tokens import TokenizedSplit
 
 

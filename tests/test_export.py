@@ -13,8 +13,9 @@ from conftest import CLASS_NAMES
 from textdistill import export
 from textdistill.attention import AttentionLabelType
 from textdistill.commands import finetune
-from textdistill.distilled import Card, DistilledDataConfig, DistilledDataset, LearnerTrainConfig
+from textdistill.distilled import DistilledDataset
 from textdistill.learner import Learner
+from textdistill.schema import Card, DistilledDataConfig, LearnerTrainConfig
 from textdistill.tokens import TokenizedSplit
 
 

@@ -24,8 +24,9 @@ from standin import OWNER, READ_TOKEN, TOKEN, Hub, HungUp, Refused, Repository, 
 from textdistill import cli, commands
 from textdistill.attention import AttentionLabelType
 from textdistill.config import compose
-from textdistill.distilled import Card, DistilledDataConfig, DistilledDataset, LearnerTrainConfig
+from textdistill.distilled import DistilledDataset
 from textdistill.learner import Learner
+from textdistill.schema import Card, DistilledDataConfig, LearnerTrainConfig
 from textdistill.tokens import TokenizedSplit
 
 REPO = f"{OWNER}/toy"

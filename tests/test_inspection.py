@@ -10,17 +10,10 @@ from transformers import PreTrainedModel
 
 from conftest import CLASS_NAMES
 from textdistill.attention import AttentionLabelType
-from textdistill.distilled import (
-    AttentionLabelWeight,
-    Card,
-    DistilledDataConfig,
-    DistilledDataset,
-    Init,
-    LabelType,
-    LearnerTrainConfig,
-)
+from textdistill.distilled import DistilledDataset
 from textdistill.inspection import nearest_tokens, own_attention, strongest, unusual
 from textdistill.learner import Learner
+from textdistill.schema import AttentionLabelWeight, Card, DistilledDataConfig, Init, LabelType, LearnerTrainConfig
 from textdistill.tokens import TokenizedSplit
 
 

@@ -24,9 +24,10 @@ from textdistill import learner
 from textdistill.attention import AttentionLabelType
 from textdistill.checkpoint import CHECKPOINT_FILE
 from textdistill.cli import main
-from textdistill.distilled import Card, DistilledDataConfig, DistilledDataset, Init, LabelType, LearnerTrainConfig
+from textdistill.distilled import DistilledDataset
 from textdistill.learner import Learner, ModelConfig
 from textdistill.processes import Processes
+from textdistill.schema import Card, DistilledDataConfig, Init, LabelType, LearnerTrainConfig
 from textdistill.tokens import TokenizedSplit
 from textdistill.tracking import NullTracker
 from textdistill.trainer import TrainConfig, fit, make_optimizer, outer_step

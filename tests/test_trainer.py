@@ -22,11 +22,12 @@ from textdistill.attention import AttentionLabelType
 from textdistill.baselines import Baseline, coresets, inner_loop
 from textdistill.batches import train_batches
 from textdistill.checkpoint import Checkpoint, Interrupted, load_checkpoint
-from textdistill.distilled import Card, DistilledDataConfig, DistilledDataset, Init, LabelType, LearnerTrainConfig
+from textdistill.distilled import DistilledDataset
 from textdistill.evaluation import score, trained_on
 from textdistill.hypergradient import Estimator, hypergradient
 from textdistill.learner import Learner, ModelConfig
 from textdistill.losses import task_loss
+from textdistill.schema import Card, DistilledDataConfig, Init, LabelType, LearnerTrainConfig
 from textdistill.seeding import stream_seed
 from textdistill.task import DataConfig, load_task
 from textdistill.tokens import TokenizedSplit, tokenize

@@ -14,8 +14,9 @@ from torch import nn
 from conftest import CLASS_NAMES
 from standin import Hub
 from textdistill import cli
-from textdistill.distilled import Card, DistilledDataConfig, DistilledDataset, LabelType, LearnerTrainConfig
+from textdistill.distilled import DistilledDataset
 from textdistill.learner import Learner, Params
+from textdistill.schema import Card, DistilledDataConfig, LabelType, LearnerTrainConfig
 from textdistill.seeding import stream_seed
 from textdistill.tokens import TokenizedSplit
 

@@ -17,11 +17,11 @@ from transformers import PreTrainedModel, get_scheduler
 
 from textdistill.attention import AttentionLabelType
 from textdistill.batches import sorted_batches, steps_per_epoch, stratified_sample, train_batches
-from textdistill.distilled import LearnerTrainConfig
 from textdistill.evaluation import TrainedLearner, score
 from textdistill.inner import InnerBatch, fine_tune, make_inner_loss
 from textdistill.learner import Learner, Params
 from textdistill.losses import task_loss
+from textdistill.schema import LearnerTrainConfig
 from textdistill.seeding import generator, stream_seed
 from textdistill.tokens import TokenizedSplit
 

@@ -21,7 +21,7 @@ from omegaconf import OmegaConf
 from textdistill.baselines import Baseline, Training, coresets, full_data, inner_loop, ordinary
 from textdistill.checkpoint import CHECKPOINT_FILE, Checkpoint, load_checkpoint, sole_writer
 from textdistill.config import RunConfig, load_run_config
-from textdistill.distilled import Card, DistilledDataset, describe
+from textdistill.distilled import DistilledDataset
 from textdistill.evaluation import Score, score, trained_on
 from textdistill.export import ONNX_FILE, check_onnx, to_onnx
 from textdistill.inspection import nearest_tokens, strongest, unusual
@@ -29,6 +29,7 @@ from textdistill.learner import Learner, ModelConfig
 from textdistill.page import page
 from textdistill.processes import Processes
 from textdistill.report import RESULTS_FILE, Format, comma_separated, find_results, latex, markdown, summarise
+from textdistill.schema import Card, describe
 from textdistill.storage import replacing
 from textdistill.task import TextTask, load_task
 from textdistill.tokens import TokenizedSplit, tokenize

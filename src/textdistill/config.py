@@ -18,10 +18,10 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from textdistill.attention import AttentionLabelType
-from textdistill.distilled import DistilledDataConfig, LabelType, LearnerTrainConfig
 from textdistill.evaluation import EvaluateConfig
 from textdistill.hypergradient import Estimator, Trajectory
 from textdistill.learner import ModelConfig
+from textdistill.schema import DistilledDataConfig, LabelType, LearnerTrainConfig
 from textdistill.task import DataConfig
 from textdistill.tracking import Status, SweepRun, Tracking, flatten
 from textdistill.trainer import InnerPrecision, TrainConfig

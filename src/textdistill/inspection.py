@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from textdistill.distilled import DistilledDataset, LabelType
+from textdistill.distilled import DistilledDataset
 from textdistill.learner import Learner, Params
+from textdistill.schema import LabelType
 from textdistill.seeding import stream_seed
 
 # An embedding is unusual beyond this many times the median length of the set's embeddings,

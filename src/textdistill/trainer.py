@@ -23,11 +23,12 @@ from transformers import get_scheduler
 
 from textdistill.batches import steps_per_epoch, train_batches
 from textdistill.checkpoint import CHECKPOINT_FILE, Checkpoint, Interrupted, Interrupts, RunState, save_checkpoint
-from textdistill.distilled import DistilledDataset, Init
+from textdistill.distilled import DistilledDataset
 from textdistill.hypergradient import Estimator, Trajectory, hypergradient
 from textdistill.learner import Learner, Params, autocast
 from textdistill.losses import task_loss
 from textdistill.processes import Processes
+from textdistill.schema import Init
 from textdistill.seeding import stream_seed
 from textdistill.tokens import TokenizedSplit
 from textdistill.tracking import Tracker

@@ -36,7 +36,8 @@ from transformers import get_scheduler
 from textdistill import checkpoint
 from textdistill.attention import AttentionLabelType
 from textdistill.checkpoint import RunState, load_checkpoint, save_checkpoint
-from textdistill.distilled import Card, DistilledDataConfig, DistilledDataset, LabelType, LearnerTrainConfig
+from textdistill.distilled import DistilledDataset
+from textdistill.schema import Card, DistilledDataConfig, LabelType, LearnerTrainConfig
 from textdistill.trainer import TrainConfig, make_optimizer
 from toy import write_reference_folder
 
