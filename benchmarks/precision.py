@@ -35,7 +35,7 @@ from textdistill.trainer import InnerPrecision
 
 KEY = ("model", "seq_length", "inner_steps", "estimator", "precision", "eps")
 BERT_BASE = "bert-base"
-PARTS = ("inputs_embeds", "labels", "attention_labels", "lr")
+PARTS = ("inputs_embeds", "labels", "attention_labels", "lr", "lr_scales")
 # Around the default, and for the lower precisions, which need longer steps to see anything.
 EPSILONS = {
     InnerPrecision.float32: (EPS / 5, EPS, 5 * EPS),
