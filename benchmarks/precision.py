@@ -28,7 +28,7 @@ from benchmarks.workload import CLASS_NAMES, configure, real_splits
 from textdistill.batches import train_batches
 from textdistill.distilled import DistilledDataset
 from textdistill.hypergradient import EPS, Estimator, hypergradient
-from textdistill.learner import Learner, ModelConfig, Params
+from textdistill.learner import Learner, ModelConfig, Params, autocast
 from textdistill.losses import task_loss
 from textdistill.schema import Card
 from textdistill.trainer import InnerPrecision
@@ -100,12 +100,15 @@ def gradients(
     estimator: Estimator,
     precision: InnerPrecision,
     eps: float,
+    outer_bf16: bool = False,
 ) -> dict[str, Tensor]:
     """The hypergradient by part."""
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
 
     def outer_loss(params: Params) -> Tensor:
-        return task_loss(learner(params, inputs).logits, batch["labels"])
+        with autocast(learner.device, fp16=False, bf16=outer_bf16):
+            logits = learner(params, inputs).logits
+        return task_loss(logits.to(learner.dtype), batch["labels"])
 
     tf32 = precision is InnerPrecision.tf32
     emulated: AbstractContextManager[Any] = (

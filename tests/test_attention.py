@@ -6,11 +6,13 @@ from typing import NamedTuple
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModel
 
 import reference
 from conftest import tiny_bert_config
+from textdistill import attention
 from textdistill.attention import AttentionLabelType, Recording, attention_kernel, recording
 
 TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-12}
@@ -122,6 +124,33 @@ def test_only_exact_attention_has_second_derivatives() -> None:
     assert second_derivative(exact=True).abs().max() > 0
     with pytest.raises(RuntimeError, match="not implemented"):
         second_derivative(exact=False)
+
+
+@pytest.mark.parametrize("kind", ["none", "padding", "window"])
+@pytest.mark.parametrize("label_type", list(AttentionLabelType))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_short_texts_in_bfloat16_are_not_fused(
+    kind: str, label_type: AttentionLabelType, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_fused(most: int) -> bool:
+        """Whether fused attention is called where the plain formula is for at most so many positions."""
+        calls = []
+        fused = F.scaled_dot_product_attention
+        monkeypatch.setattr(attention, "PLAIN_BF16_POSITIONS", most)
+        with monkeypatch.context() as patch:
+            patch.setattr(F, "scaled_dot_product_attention", lambda *a, **k: calls.append(1) or fused(*a, **k))
+            output, record = run(heads(dtype), mask(kind), label_type, exact=False)
+        torch.testing.assert_close(output.double(), expected_output, rtol=0, atol=tolerance)
+        for log_rows in record.log_rows:
+            expected = expected_rows[:, :, : label_type.rows(L)]
+            torch.testing.assert_close(log_rows.exp().double(), expected, rtol=0, atol=tolerance)
+        return bool(calls)
+
+    tolerance = 0.05 if dtype is torch.bfloat16 else TOLERANCE[dtype]
+    expected_output, expected_rows = reference.attention(*heads(), mask(kind), WIDTH**-0.5)
+    every_row = label_type is AttentionLabelType.all
+    assert run_fused(L - 1) is not every_row
+    assert run_fused(L) is (dtype is torch.float32 and not every_row)
 
 
 def test_faint_attention_has_second_derivatives_in_float32() -> None:

@@ -160,12 +160,28 @@ def test_ordinary_learns_its_samples(
     assert task_loss(tiny_learner32.to_model(params)(**batch).logits, labels) < 0.1
 
 
+def test_bf16_is_close_and_not_the_same(
+    tiny_learner32: Learner, splits: dict[str, TokenizedSplit], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(baselines, "STEPS", 5)
+    rows = coresets(Baseline.random, tiny_learner32, splits["train"], 2, 10, seed=0)
+    for train in (
+        lambda bf16: ordinary(tiny_learner32, splits["train"], rows, seed=0, bf16=bf16),
+        lambda bf16: full_data(tiny_learner32, splits, 10, 10, seed=0, bf16=bf16),
+    ):
+        exact, rounded = (train(bf16)(0) for bf16 in (False, True))
+        assert all(tensor.dtype is torch.float32 for tensor in rounded.values())
+        assert not torch.equal(exact["classifier.weight"], rounded["classifier.weight"])
+        for name, tensor in rounded.items():
+            torch.testing.assert_close(tensor, exact[name], rtol=0, atol=5e-3)
+
+
 def test_ordinary_takes_its_steps(
     tiny_learner32: Learner, toy_split: TokenizedSplit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """DiLM's protocol: 200 steps, and batches of 64 rows or, of fewer rows, all of them."""
     sizes: list[int] = []
-    monkeypatch.setattr(baselines, "_step", lambda model, optimizer, batch: sizes.append(len(batch["labels"])))
+    monkeypatch.setattr(baselines, "_step", lambda *given: sizes.append(len(given[3]["labels"])))
     rows = coresets(Baseline.random, tiny_learner32, toy_split, 3, 10, seed=0)
     ordinary(tiny_learner32, toy_split, rows, seed=0)(0)
     assert sizes == [9] * 200

@@ -10,7 +10,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks import evaluation, limit, measure, outer_step, precision, recipe, report, scaling, time_to_accuracy
+from benchmarks import (
+    evaluation,
+    limit,
+    measure,
+    mixed_precision,
+    outer_step,
+    precision,
+    recipe,
+    report,
+    scaling,
+    time_to_accuracy,
+)
 from benchmarks.reference_recipe import ReferenceStep, configure_reference, padded_batch, random_batches
 from benchmarks.workload import CLASS_NAMES, OurStep, configure, made_up_batch, noise_set
 
@@ -25,6 +36,7 @@ from textdistill.tokens import TokenizedSplit
 PROMISED = {
     outer_step: "seq_length attention inner_steps estimator seconds peak_mb time_ratio time_ratio_spread memory_ratio",
     precision: "seq_length inner_steps estimator precision eps inputs_embeds labels attention_labels lr",
+    mixed_precision: "seq_length outer seconds time_ratio time_ratio_spread inputs_embeds labels attention_labels lr",
     recipe: "seq_length recipe seconds peak_mb time_ratio time_ratio_spread memory_ratio",
     time_to_accuracy: "recipe outer_steps seconds accuracy stopped time_ratio time_ratio_spread",
     limit: "seq_length flops seconds matmul_rate achieved_share matmul attention norm elementwise parameters other",
@@ -49,7 +61,8 @@ def toy_news(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("benchmark", PROMISED, ids=lambda module: module.__name__.rpartition(".")[2])
 def test_quick_writes_what_is_promised(benchmark: object, tiny_bert: Path, toy_news: Path, tmp_path: Path) -> None:
     page, output = report.PAGE.read_text(), tmp_path / "found" / "rows.json"
-    data = ["--data", str(toy_news)] if benchmark in (precision, recipe, time_to_accuracy, evaluation) else []
+    reads_data = (precision, mixed_precision, recipe, time_to_accuracy, evaluation)
+    data = ["--data", str(toy_news)] if benchmark in reads_data else []
 
     benchmark.main(["--quick", "--output", str(output), "--model", str(tiny_bert), *data])
 

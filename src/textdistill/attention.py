@@ -6,7 +6,8 @@ transformers looks up the function that computes attention by name. Ours, ``KERN
 * first-order work: torch's fused attention, which never forms the (L, L) matrix; if row 0 is supervised, that
   one row is computed beside it;
 * ``exact``, or every row: the plain formula, which keeps the matrix and has derivatives of every order (CPU
-  fused attention has neither a second derivative nor a forward-mode one).
+  fused attention has neither a second derivative nor a forward-mode one);
+* short texts in bfloat16 on a CPU: the plain formula, for speed.
 """
 
 from __future__ import annotations
@@ -25,6 +26,10 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import sdpa_mask
 
 KERNEL = "textdistill"
+
+# Up to this many positions the plain formula is faster than the CPU's fused attention in bfloat16, whose backward pass
+# takes longer than that in float32 (docs/performance.md).
+PLAIN_BF16_POSITIONS = 128
 
 
 class AttentionLabelType(StrEnum):
@@ -95,7 +100,8 @@ def attention_kernel(
     record.calls += 1
     record.masks.append(attention_mask)
     scale = query.size(-1) ** -0.5 if scaling is None else scaling
-    if record.exact or record.label_type is AttentionLabelType.all:
+    short_bf16 = query.device.type == "cpu" and query.dtype is torch.bfloat16 and key.size(2) <= PLAIN_BF16_POSITIONS
+    if record.exact or record.label_type is AttentionLabelType.all or short_bf16:
         log_weights = _log_rows(query, key, attention_mask, scale)
         if record.label_type is not AttentionLabelType.none:
             record.log_rows.append(log_weights[:, :, : record.label_type.rows(query.size(2))])

@@ -19,7 +19,7 @@ from textdistill.attention import AttentionLabelType
 from textdistill.batches import sorted_batches, steps_per_epoch, stratified_sample, train_batches
 from textdistill.evaluation import TrainedLearner, score
 from textdistill.inner import InnerBatch, fine_tune, make_inner_loss
-from textdistill.learner import Learner, Params
+from textdistill.learner import Learner, Params, autocast
 from textdistill.losses import task_loss
 from textdistill.schema import LearnerTrainConfig
 from textdistill.seeding import generator, stream_seed
@@ -171,7 +171,9 @@ def inner_loop(
     return trained(best, "evaluation"), best
 
 
-def ordinary(learner: Learner, train: TokenizedSplit, rows: list[np.ndarray], seed: int) -> TrainedLearner:
+def ordinary(
+    learner: Learner, train: TokenizedSplit, rows: list[np.ndarray], seed: int, *, bf16: bool = False
+) -> TrainedLearner:
     """Learners fine-tuned the ordinary way on real samples; see ``Training``.
 
     Args:
@@ -179,6 +181,7 @@ def ordinary(learner: Learner, train: TokenizedSplit, rows: list[np.ndarray], se
         train: the split with the samples.
         rows: of ``train``, as ``coresets`` chooses them.
         seed: the run's seed.
+        bf16: take matrix products in bfloat16.
 
     """
 
@@ -190,14 +193,20 @@ def ordinary(learner: Learner, train: TokenizedSplit, rows: list[np.ndarray], se
         for _ in tqdm(
             range(STEPS), unit="step", desc="real samples", leave=False, dynamic_ncols=True, disable=None
         ):  # fmt: skip
-            _step(model, optimizer, train.batch(next(batches)))
+            _step(learner, model, optimizer, train.batch(next(batches)), bf16)
         return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
     return train_one
 
 
 def full_data(
-    learner: Learner, splits: dict[str, TokenizedSplit], batch_size: int, eval_batch_size: int, seed: int
+    learner: Learner,
+    splits: dict[str, TokenizedSplit],
+    batch_size: int,
+    eval_batch_size: int,
+    seed: int,
+    *,
+    bf16: bool = False,
 ) -> TrainedLearner:
     """Learners fine-tuned the ordinary way on the whole train split: AdamW on every parameter.
 
@@ -209,6 +218,7 @@ def full_data(
         batch_size: rows a step.
         eval_batch_size: rows a forward pass on validation.
         seed: the run's seed.
+        bf16: take matrix products in bfloat16, of validation too.
 
     """
     train = splits["train"]
@@ -225,10 +235,11 @@ def full_data(
                 train_batches(train, batch_size, order, epoch), total=steps, unit="step",
                 desc=f"full data, epoch {epoch + 1}/{FULL_EPOCHS}", leave=False, dynamic_ncols=True, disable=None,
             ):  # fmt: skip
-                _step(model, optimizer, batch)
+                _step(learner, model, optimizer, batch, bf16)
                 scheduler.step()
             params = {name: parameter.detach() for name, parameter in model.named_parameters()}
-            loss = score(lambda _: params, learner, splits["validation"], (), 1, eval_batch_size)["loss"].mean  # noqa: B023
+            scores = score(lambda _: params, learner, splits["validation"], (), 1, eval_batch_size, bf16=bf16)  # noqa: B023
+            loss = scores["loss"].mean
             logger.info("full data, epoch %d/%d: validation loss %.4f", epoch + 1, FULL_EPOCHS, loss)
             if loss >= best_loss:
                 break
@@ -265,11 +276,13 @@ def _shuffled(rows: np.ndarray, batch_size: int, random: torch.Generator) -> Ite
             yield order[start : start + size]
 
 
-def _step(model: PreTrainedModel, optimizer: AdamW, batch: Mapping[str, Tensor]) -> None:
-    """One step of ordinary fine-tuning."""
-    inputs = {name: tensor.to(model.device) for name, tensor in batch.items()}
+def _step(learner: Learner, model: PreTrainedModel, optimizer: AdamW, batch: Mapping[str, Tensor], bf16: bool) -> None:
+    """One step of ordinary fine-tuning on the weights of ``model``, computed as the learner does."""
+    inputs = {name: tensor.to(learner.device) for name, tensor in batch.items()}
     labels = inputs.pop("labels")
-    task_loss(model(**inputs).logits, labels).backward()
+    with autocast(learner.device, fp16=False, bf16=bf16):
+        logits = learner(dict(model.named_parameters()), inputs).logits
+    task_loss(logits.to(learner.dtype), labels).backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad()

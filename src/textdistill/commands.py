@@ -291,19 +291,19 @@ def baseline(kind: str, config: RunConfig, training: Training = Training.inner_l
         raise ValueError(f"unknown baseline {kind!r}; known baselines: {', '.join(Baseline)}")
     kind = Baseline(kind)
     bench = _Bench(config)
-    data, seed, train = config.data, config.base.seed, bench.splits["train"]
+    data, seed, bf16, train = config.data, config.base.seed, config.train.bf16, bench.splits["train"]
     started = time.monotonic()
     count = config.evaluate.n_eval_model
     extra: dict[str, Any] = {"baseline": kind}
     if kind is Baseline.full:
         count = 1
-        trained = full_data(bench.learner, bench.splits, data.train_batch_size, data.valid_batch_size, seed)
+        trained = full_data(bench.learner, bench.splits, data.train_batch_size, data.valid_batch_size, seed, bf16=bf16)
     else:
         shape, inner = config.distilled_data, config.learner_train
         rows = coresets(kind, bench.learner, train, shape.data_per_label, data.valid_batch_size, seed)
         extra |= {"training": training, "data_per_label": shape.data_per_label}
         if training is Training.ordinary:
-            trained = ordinary(bench.learner, train, rows, seed)
+            trained = ordinary(bench.learner, train, rows, seed, bf16=bf16)
         else:
             trained, extra["lr"] = inner_loop(bench.learner, bench.splits, rows, inner, data.valid_batch_size, seed)
             extra["train_step"] = inner.train_step
