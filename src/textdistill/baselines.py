@@ -188,7 +188,7 @@ def ordinary(
     def train_one(index: int) -> Params:
         chosen = rows[index % len(rows)]
         model = learner.to_model(learner.fresh_params(stream_seed(seed, "head", "evaluation", index)))
-        optimizer = AdamW(model.parameters(), lr=LR, weight_decay=WEIGHT_DECAY)
+        optimizer = AdamW(model.parameters(), lr=LR, weight_decay=WEIGHT_DECAY, fused=True)
         batches = _shuffled(chosen, BATCH_SIZE, generator(seed, "baseline", "ordinary", index))
         for _ in tqdm(
             range(STEPS), unit="step", desc="real samples", leave=False, dynamic_ncols=True, disable=None
@@ -226,7 +226,7 @@ def full_data(
 
     def train_one(index: int) -> Params:
         model = learner.to_model(learner.fresh_params(stream_seed(seed, "head", "evaluation", index)))
-        optimizer = AdamW(model.parameters(), lr=FULL_LR, weight_decay=WEIGHT_DECAY)
+        optimizer = AdamW(model.parameters(), lr=FULL_LR, weight_decay=WEIGHT_DECAY, fused=True)
         scheduler = get_scheduler("linear", optimizer, int(0.1 * steps), FULL_EPOCHS * steps)
         best_loss, best = float("inf"), Params()
         for epoch in range(FULL_EPOCHS):
