@@ -21,12 +21,10 @@ from benchmarks.measure import Row, alternate, arguments, fresh, median, observe
 from benchmarks.precision import cosine, gradients
 from benchmarks.recipe import BATCHES, DRAWN, evenly_spaced
 from benchmarks.report import record
-from benchmarks.workload import CLASS_NAMES, OurStep, configure, noise_set, real_splits
+from benchmarks.workload import CLASS_NAMES, OurStep, configure, noise_set, real_set, real_splits
 from textdistill.batches import train_batches
-from textdistill.distilled import DistilledDataset
 from textdistill.hypergradient import EPS, Estimator
 from textdistill.learner import Learner
-from textdistill.schema import Card
 from textdistill.trainer import InnerPrecision
 
 KEY = ("model", "seq_length", "outer")
@@ -40,8 +38,7 @@ def draw(model: str, data: str, seq_length: int, count: int, file: str) -> Row:
     size = config.data.train_batch_size
     batches = evenly_spaced(list(islice(train_batches(train, size, seed, epoch=0), DRAWN)), count)
     torch.save(batches, file)
-    card = Card(config.data.task_name, CLASS_NAMES, {})
-    distilled = DistilledDataset.create(config.distilled_data, config.learner_train, card, learner, train, seed)
+    distilled = real_set(config, learner, train)
     expected, found = (
         gradients(distilled, learner, batches[0], Estimator.difference, InnerPrecision.float32, EPS, outer_bf16=bf16)
         for bf16 in (False, True)

@@ -24,13 +24,12 @@ from transformers import BertConfig, BertModel
 
 from benchmarks.measure import Row, arguments
 from benchmarks.report import record
-from benchmarks.workload import CLASS_NAMES, configure, real_splits
+from benchmarks.workload import CLASS_NAMES, configure, real_set, real_splits
 from textdistill.batches import train_batches
 from textdistill.distilled import DistilledDataset
 from textdistill.hypergradient import EPS, Estimator, hypergradient
 from textdistill.learner import Learner, ModelConfig, Params, autocast
 from textdistill.losses import task_loss
-from textdistill.schema import Card
 from textdistill.trainer import InnerPrecision
 
 KEY = ("model", "seq_length", "inner_steps", "estimator", "precision", "eps")
@@ -75,8 +74,7 @@ def rows(given: Namespace, model: str) -> Iterator[Row]:
         learner = Learner(config.model, CLASS_NAMES)
         train, seed = real_splits(config, learner)["train"], config.base.seed
         batch = next(train_batches(train, config.data.train_batch_size, seed, 0))
-        card = Card(config.data.task_name, CLASS_NAMES, {})
-        distilled = DistilledDataset.create(config.distilled_data, config.learner_train, card, learner, train, seed)
+        distilled = real_set(config, learner, train)
         expected = gradients(distilled, learner, batch, Estimator.reverse, InnerPrecision.float32, EPS)
         for estimator in Estimator:
             for precision in InnerPrecision:

@@ -37,6 +37,12 @@ def noise_set(config: RunConfig, learner: Learner) -> DistilledDataset:
     return DistilledDataset.create(shape, config.learner_train, card, learner, no_texts, config.base.seed)
 
 
+def real_set(config: RunConfig, learner: Learner, train: TokenizedSplit) -> DistilledDataset:
+    """The distilled set that a run starts with."""
+    card = Card(config.data.task_name, CLASS_NAMES, {})
+    return DistilledDataset.create(config.distilled_data, config.learner_train, card, learner, train, config.base.seed)
+
+
 def made_up_batch(config: RunConfig, learner: Learner, tokens: int) -> dict[str, Tensor]:
     """A real batch of random texts of equal length: no padding, so all arithmetic counts."""
     random = generator(config.base.seed, "benchmark")

@@ -18,21 +18,19 @@ import torch
 
 from textdistill import DistilledDataset, compose
 from textdistill.config import RunConfig
+from textdistill.distilled import UNREACHABLE
 from textdistill.evaluation import Score, score, trained_on
 from textdistill.learner import Learner
 from textdistill.schema import AttentionLabelWeight
 from textdistill.task import load_task
 from textdistill.tokens import TokenizedSplit, tokenize
 
-# Read through exp: weight 0.
-NOTHING = -1e4
-
 
 def without(distilled: DistilledDataset, where: Iterable[tuple[int, int]]) -> DistilledDataset:
     """The set whose attention labels in these (layer, head) have weight 0."""
     raw = {name: tensor.detach().clone() for name, tensor in distilled.raw.items()}
     for layer, head in where:
-        raw["attention_labels"][:, layer, head] = NOTHING
+        raw["attention_labels"][:, layer, head] = UNREACHABLE
     return DistilledDataset(raw, distilled.config, distilled.train_config, distilled.card)
 
 
@@ -62,13 +60,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     print(f"{len(split):,} validation rows, {config.train.n_eval_model} learners\n")
     print("| left out | accuracy | loss |\n| --- | --- | --- |")
+    results = {}
     for name, where in kept.items():
-        scores = scored(without(distilled, where), learner, split, config)
+        scores = results[name] = scored(without(distilled, where), learner, split, config)
         cells = (f"{s.mean:.4f} ± {s.std or 0:.4f}" for s in (scores["accuracy"], scores["loss"]))
         print(f"| {name} | {' | '.join(cells)} |", flush=True)
     if given.heads is None:
         return
-    full = scored(distilled, learner, split, config)["accuracy"].mean
+    full = results["nothing"]["accuracy"].mean
     cost = torch.zeros(layers, heads)
     for place in everywhere:
         cost[place] = full - scored(without(distilled, [place]), learner, split, config)["accuracy"].mean

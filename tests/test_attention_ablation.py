@@ -45,5 +45,5 @@ def test_what_is_left_out_has_no_part_in_the_loss(settings: list[str]) -> None:
     assert weights is not None
     for layer in range(2):
         for head in range(2):
-            expected = 0.0 if (layer, head) in ((0, 1), (1, 0)) else distilled.attention_weights[:, layer, head]
-            assert torch.equal(weights[:, layer, head], torch.zeros_like(weights[:, layer, head]) + expected)
+            factor = 0.0 if (layer, head) in ((0, 1), (1, 0)) else 1.0
+            assert torch.equal(weights[:, layer, head], factor * distilled.attention_weights[:, layer, head])

@@ -28,7 +28,7 @@ from transformers.masking_utils import sdpa_mask
 KERNEL = "textdistill"
 
 # Up to this many positions the plain formula is faster than the CPU's fused attention in bfloat16, whose backward pass
-# takes longer than that in float32 (docs/performance.md).
+# takes longer than that in float32 (docs/decisions.md).
 PLAIN_BF16_POSITIONS = 128
 
 
