@@ -15,13 +15,32 @@ from textdistill.distilled import DistilledDataset
 
 FOLDER = Path(__file__).parents[1] / "examples" / "distilled"
 SETS = sorted(path.name for path in FOLDER.iterdir())
-SENTENCES = {
+# By set, what to classify, a text or a pair, and as what.
+SENTENCES: dict[str, dict[str | tuple[str, str], str]] = {
     "ag_news-minilm-l6": {
         "Rebels and government forces agreed on a truce after two weeks of fighting near the border.": "World",
         "The striker scored twice in the second half and the home side won the cup.": "Sports",
         "The central bank left interest rates as they were, and shares of retailers fell.": "Business",
         "Researchers released software that finds security holes in web browsers.": "Sci/Tech",
-    }
+    },
+    "sst2-minilm-l6": {
+        "A gripping, beautifully acted film that stays with you.": "positive",
+        "A dull and lifeless mess that wastes its talented cast.": "negative",
+    },
+    "qnli-minilm-l6": {
+        ("Who wrote the opera Aida?", "Aida is an opera in four acts written by Giuseppe Verdi."): "entailment",
+        ("Who wrote the opera Aida?", "The stadium holds about 40,000 spectators."): "not_entailment",
+    },
+    "mrpc-minilm-l6": {
+        (
+            "The company said profits rose 12 percent in the third quarter.",
+            "Profits rose by 12 percent in the third quarter, the company said.",
+        ): "equivalent",
+        (
+            "The company said profits rose 12 percent in the third quarter.",
+            "Police arrested two men after a robbery on Tuesday night.",
+        ): "not_equivalent",
+    },
 }
 
 
@@ -41,7 +60,9 @@ def test_a_shipped_set_is_small_and_names_no_place(name: str) -> None:
 def test_a_shipped_set_classifies_sentences_after_one_step(name: str, tmp_path: Path) -> None:
     main(["finetune", str(FOLDER / name), "--output", str(tmp_path / "model")])
     classify = pipeline("text-classification", str(tmp_path / "model"))
-    assert {sentence: classify(sentence)[0]["label"] for sentence in SENTENCES[name]} == SENTENCES[name]
+    for given, label in SENTENCES[name].items():
+        text, pair = given if isinstance(given, tuple) else (given, None)
+        assert classify([{"text": text, "text_pair": pair}])[0]["label"] == label
 
 
 def test_every_shipped_set_has_sentences() -> None:
