@@ -28,7 +28,7 @@ from benchmarks.workload import CLASS_NAMES, configure, real_set, real_splits
 from textdistill.batches import train_batches
 from textdistill.distilled import DistilledDataset
 from textdistill.hypergradient import EPS, Estimator, hypergradient
-from textdistill.learner import Learner, ModelConfig, Params, autocast
+from textdistill.learner import Learner, ModelConfig, Params
 from textdistill.losses import task_loss
 from textdistill.trainer import InnerPrecision
 
@@ -104,9 +104,7 @@ def gradients(
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
 
     def outer_loss(params: Params) -> Tensor:
-        with autocast(learner.device, fp16=False, bf16=outer_bf16):
-            logits = learner(params, inputs).logits
-        return task_loss(logits.to(learner.dtype), batch["labels"])
+        return task_loss(learner.logits(params, inputs, bf16=outer_bf16), batch["labels"])
 
     tf32 = precision is InnerPrecision.tf32
     emulated: AbstractContextManager[Any] = (

@@ -19,7 +19,7 @@ from textdistill.attention import AttentionLabelType
 from textdistill.batches import sorted_batches, steps_per_epoch, stratified_sample, train_batches
 from textdistill.evaluation import TrainedLearner, score
 from textdistill.inner import InnerBatch, fine_tune, make_inner_loss
-from textdistill.learner import Learner, Params, autocast
+from textdistill.learner import Learner, Params
 from textdistill.losses import task_loss
 from textdistill.schema import LearnerTrainConfig
 from textdistill.seeding import generator, stream_seed
@@ -280,9 +280,7 @@ def _step(learner: Learner, model: PreTrainedModel, optimizer: AdamW, batch: Map
     """One step of ordinary fine-tuning on the weights of ``model``, computed as the learner does."""
     inputs = {name: tensor.to(learner.device) for name, tensor in batch.items()}
     labels = inputs.pop("labels")
-    with autocast(learner.device, fp16=False, bf16=bf16):
-        logits = learner(dict(model.named_parameters()), inputs).logits
-    task_loss(logits.to(learner.dtype), labels).backward()
+    task_loss(learner.logits(dict(model.named_parameters()), inputs, bf16=bf16), labels).backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad()

@@ -17,7 +17,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from textdistill.batches import sorted_batches
 from textdistill.distilled import DistilledDataset
-from textdistill.learner import Learner, Params, autocast, float32_products
+from textdistill.learner import Learner, Params, float32_products
 from textdistill.processes import Processes
 from textdistill.tokens import TokenizedSplit
 
@@ -112,8 +112,8 @@ def score(
             params = train(index)
             logits = torch.empty(len(split), learner.num_labels)
             for rows, inputs in batches:
-                with torch.no_grad(), float32_products(tf32), autocast(learner.device, fp16, bf16):
-                    output = learner(params, inputs).logits
+                with torch.no_grad(), float32_products(tf32):
+                    output = learner.logits(params, inputs, fp16=fp16, bf16=bf16)
                 logits[torch.from_numpy(rows)] = output.float().cpu()
             results.append((index, metrics(logits, split.labels, metric_names)))
     in_order = [result for _, result in sorted(processes.gather(results), key=itemgetter(0))]

@@ -199,6 +199,12 @@ class Learner:
             log_rows = [row.clamp_min(torch.finfo(row.dtype).tiny).log() for row in rows]
         return LearnerOutput(outputs.logits, torch.stack(log_rows, dim=1))
 
+    def logits(self, params: Params, inputs: Mapping[str, Tensor], *, fp16: bool = False, bf16: bool = False) -> Tensor:
+        """Logits (B, C), in the parameters' type, of a pass in mixed precision if asked for."""
+        with autocast(self.device, fp16, bf16):
+            logits: Tensor = self(params, inputs).logits
+        return logits.to(self.dtype)
+
     @property
     def rows_are_dropped(self) -> bool:
         """Whether attention rows come with dropout applied: transformers' own eager attention returns them so."""

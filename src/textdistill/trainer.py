@@ -25,7 +25,7 @@ from textdistill.batches import steps_per_epoch, train_batches
 from textdistill.checkpoint import CHECKPOINT_FILE, Checkpoint, Interrupted, Interrupts, RunState, save_checkpoint
 from textdistill.distilled import DistilledDataset
 from textdistill.hypergradient import Estimator, Trajectory, hypergradient
-from textdistill.learner import Learner, Params, autocast
+from textdistill.learner import Learner, Params
 from textdistill.losses import task_loss
 from textdistill.processes import Processes
 from textdistill.schema import Init
@@ -413,9 +413,8 @@ def outer_step(
         labels = inputs.pop("labels")
 
         def outer_loss(params: Params, inputs: Mapping[str, Tensor] = inputs, labels: Tensor = labels) -> Tensor:
-            with autocast(learner.device, config.fp16, config.bf16):
-                logits = learner(params, inputs).logits
-            loss = task_loss(logits.to(learner.dtype), labels)
+            logits = learner.logits(params, inputs, fp16=config.fp16, bf16=config.bf16)
+            loss = task_loss(logits, labels)
             accuracy = (logits.detach().argmax(-1) == labels).to(learner.dtype).mean()
             totals["scores"] += torch.stack([loss.detach(), accuracy])
             scaled: Tensor = scaler.scale(loss)
