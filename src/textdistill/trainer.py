@@ -158,7 +158,7 @@ class TrainConfig:
             )
 
 
-DEFAULT_LR = {"attention_labels": 0.05, "labels": 0.01, "lr": 0.01, "lr_scales": 0.1}
+DEFAULT_LR = {"attention_labels": 0.05, "labels": 0.01, "lr": 0.01, "lr_scales": 0.05}
 
 # Mean metrics of some fresh learners on validation rows; must have "loss".
 Validate = Callable[[DistilledDataset], Mapping[str, float]]
