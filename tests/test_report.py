@@ -195,7 +195,7 @@ def test_runs_of_other_settings_have_lines_of_their_own() -> None:
     assert varying(found) == ["rate"]
     assert [(line["settings"], line["seeds"], line["learners"]) for line in summarise(found)] == [
         ("rate=0.1", [1, 2], 2),
-        ("rate=None", [1], 1),
+        ("rate=null", [1], 1),
         (None, [1], 1),
         (None, [1], 1),
     ]
