@@ -850,7 +850,7 @@ def test_adam_beta2(
 ) -> None:
     """A step after a gradient of ones and one of zeros."""
     distilled = create(tiny_learner, toy_split, **SOFT)
-    config = TrainConfig(optimizer_type=OptimizerType(kind), lr_inputs_embeds=0.1, **given)
+    config = TrainConfig(optimizer_type=OptimizerType(kind), lr_inputs_embeds=0.1, lr_lr_scales=0.1, **given)
     optimizer = make_optimizer(distilled, config)
     for gradient in (1.0, 0.0):
         before = raw_copy(distilled)
