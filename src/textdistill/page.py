@@ -39,6 +39,7 @@ from textdistill.report import (
     Results,
     cells,
     read_config,
+    spelled,
     spread,
     summarise,
     varying,
@@ -174,7 +175,7 @@ def _sweep(distilled: Iterable[Results]) -> dict[str, Any] | None:
         metrics = {f"validation {name}": value for name, value in results.get("validation", {}).items()}
         metrics = {name: value for name, value in metrics.items() if not name.endswith("_std")}
         metrics |= {f"reported {name}": score["mean"] for name, score in results["metrics"].items()}
-        runs.append({"settings": {key: str(results["settings"].get(key)) for key in keys}, "metrics": metrics})
+        runs.append({"settings": {key: spelled(results["settings"].get(key)) for key in keys}, "metrics": metrics})
     metric_names = list(dict.fromkeys(name for run in runs for name in run["metrics"]))
     return {"keys": keys, "metrics": metric_names, "runs": runs}
 

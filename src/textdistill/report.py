@@ -247,8 +247,8 @@ def _check(results: Results) -> None:
             raise ValueError(f"a mean of {metric['mean']}")
 
 
-def _spelled(value: Any) -> str:
-    """As the command line takes it."""
+def spelled(value: Any) -> str:
+    """A setting in the words of ``config.yaml``: null, true, a text without quotes."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
@@ -265,7 +265,7 @@ def _key(results: Results, named: Sequence[str] = ()) -> tuple[Any, ...]:
     made_for = results["made_for"]
     method = "distilled" if made_for == results["model"]["name"] else f"distilled for {made_for}"
     has = results.get("settings", {})
-    settings = ", ".join(f"{name}={_spelled(has[name])}" for name in named if name in has)
+    settings = ", ".join(f"{name}={spelled(has[name])}" for name in named if name in has)
     return (*place, method, shape["data_per_label"], inner["train_step"], *labels, settings or None)
 
 
