@@ -512,6 +512,23 @@ def test_mlflow_run_of_a_run_that_died_goes_on(
     assert len(client.search_runs([again.info.experiment_id])) == 1
 
 
+def test_mlflow_run_of_an_interrupted_run_is_killed(
+    composed: Compose, with_store: WithStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with_store(tmp_path)
+    step = trainer.outer_step
+
+    def interrupted(*args: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        return step(*args)
+
+    monkeypatch.setattr(trainer, "outer_step", interrupted)
+    with pytest.raises(Interrupted):
+        distill(composed(*TRACKED, "train.max_steps=5"))
+    run, _ = in_mlflow(tmp_path, tmp_path / "run")
+    assert run.info.status == "KILLED"
+
+
 # --- verify
 
 

@@ -173,7 +173,7 @@ def _status(error: type[BaseException] | None) -> Status:
     """What a run's record says of the way that it ended."""
     if error is None:
         return Status.FINISHED
-    return Status.KILLED if issubclass(error, Stopped) else Status.FAILED
+    return Status.KILLED if issubclass(error, (Stopped, KeyboardInterrupt)) else Status.FAILED
 
 
 def _keep(

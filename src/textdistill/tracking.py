@@ -50,7 +50,7 @@ class Tracking(StrEnum):
 
 
 class Status(StrEnum):
-    """How a run ended, as MLflow calls it; KILLED: stopped by what watches it."""
+    """How a run ended, as MLflow calls it; KILLED: stopped by a signal or by what watches it."""
 
     FINISHED = "FINISHED"
     FAILED = "FAILED"
