@@ -32,7 +32,7 @@ from textdistill.learner import Learner
 from textdistill.schema import Card
 from textdistill.tokens import TokenizedSplit
 from textdistill.tracking import RunTracker
-from textdistill.trainer import fit
+from textdistill.trainer import Schedule, fit
 
 KEY = ("model", "recipe", "lr_inputs_embeds", "lr_init")
 SWEEP = ((0.1, 0.01, 0.001), (0.01, 0.1))  # lr_inputs_embeds, lr_init: the command in the reference's README
@@ -117,9 +117,10 @@ def ours(setting: Setting, seed: int) -> Row:
     reached = False
     with tempfile.TemporaryDirectory() as folder:
         config.train.save_ckpt_dir = str(Path(folder, "checkpoints"))
-        size, tracker = config.data.train_batch_size, RunTracker(Path(folder), None)
+        schedule = Schedule.of(config.train, splits["train"], config.data.train_batch_size)
+        tracker = RunTracker(Path(folder), None)
         try:
-            fit(distilled, learner, splits["train"], size, validate, tracker, config.train, seed)
+            fit(distilled, learner, splits["train"], schedule, validate, tracker, config.train, seed)
         except Reached:
             reached = True
     steps = min((clock.validations - 1) * setting.val_steps, setting.max_steps)

@@ -205,6 +205,12 @@ def test_selection_never_reads_the_test_split(
         distill(composed("train.skip_train=true", f"base.save_dir={tmp_path}/other"))
 
 
+def test_data_that_are_too_few_leave_no_run_folder(composed: Compose, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"train\.batches_per_step must be at most the \d+ batches"):
+        distill(composed("train.batches_per_step=1000"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_skip_train(composed: Compose, tmp_path: Path) -> None:
     results = distill(composed("train.skip_train=true"))
     assert results["outer_steps"] == 0

@@ -29,8 +29,7 @@ from textdistill.learner import Learner, ModelConfig
 from textdistill.processes import Processes
 from textdistill.schema import Card, DistilledDataConfig, Init, LabelType, LearnerTrainConfig
 from textdistill.tokens import TokenizedSplit
-from textdistill.tracking import NullTracker
-from textdistill.trainer import TrainConfig, fit, make_optimizer, outer_step
+from textdistill.trainer import Schedule, TrainConfig, make_optimizer, outer_step
 
 # Of everything that is averaged: two heads, dropout, two inner steps, a clipped and decayed optimiser.
 SETTINGS = [
@@ -181,23 +180,13 @@ def test_hypergradient_of_two_processes_in_float32(worked: Worked, tiny_bert: Pa
         assert (first[name] - gradient).norm() < 1e-6 * gradient.norm(), name
 
 
-def test_batches_must_be_shared_out_evenly(
-    tiny_learner: Learner, toy_split: TokenizedSplit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    data, card = DistilledDataConfig(seq_length=4), Card("toy", CLASS_NAMES, {})
-    distilled = DistilledDataset.create(data, LearnerTrainConfig(), card, tiny_learner, toy_split, 0)
-
-    def fitted(batches_per_step: int) -> None:
-        config = TrainConfig(batches_per_step=batches_per_step, save_ckpt_dir=str(tmp_path))
-        fit(distilled, tiny_learner, toy_split, 5, lambda _: {"loss": 1.0}, NullTracker(), config, 0)
-
+def test_batches_must_be_shared_out_evenly(toy_split: TokenizedSplit, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"batches_per_step must be at most the 6 batches of data\.train_batch_size=5"):
-        fitted(7)
+        Schedule.of(TrainConfig(batches_per_step=7), toy_split, 5)
     monkeypatch.setattr("textdistill.processes.Processes.count", 2, raising=False)
     monkeypatch.setattr("textdistill.processes.Processes.__init__", lambda _: None)
     with pytest.raises(ValueError, match="batches_per_step must be a multiple of the 2 processes, got 3"):
-        fitted(3)
-    assert not list(tmp_path.iterdir())
+        Schedule.of(TrainConfig(batches_per_step=3), toy_split, 5)
 
 
 def test_alone_nothing_is_exchanged() -> None:

@@ -36,6 +36,7 @@ from textdistill.trainer import (
     FitResult,
     InnerPrecision,
     OptimizerType,
+    Schedule,
     TrainConfig,
     fit,
     make_optimizer,
@@ -129,7 +130,8 @@ def run(tiny_learner: Learner, toy_split: TokenizedSplit, tmp_path: Path) -> Cal
     ) -> FitResult:
         settings = TrainConfig(**{"save_ckpt_dir": str(tmp_path / "checkpoints")} | config)
         recorder = tracker or Recorder()
-        return fit(distilled, learner, toy_split, batch_size, validate, recorder, settings, seed, checkpoint=checkpoint)
+        schedule = Schedule.of(settings, toy_split, batch_size)
+        return fit(distilled, learner, toy_split, schedule, validate, recorder, settings, seed, checkpoint=checkpoint)
 
     return run
 
@@ -181,7 +183,8 @@ def test_learner_keeps_its_pretrained_body(
     learner = Learner(ModelConfig(model_name=str(tiny_bert)), CLASS_NAMES)
     before = {name: tensor.clone() for name, tensor in learner.model.state_dict().items()}
     distilled = create(learner, toy_split, lr_init=1.0)
-    fit(distilled, learner, toy_split, BATCH, flat, Recorder(), TrainConfig(epoch=1, save_ckpt_dir=str(tmp_path)), 0)
+    config = TrainConfig(epoch=1, save_ckpt_dir=str(tmp_path))
+    fit(distilled, learner, toy_split, Schedule.of(config, toy_split, BATCH), flat, Recorder(), config, 0)
     assert equal(dict(learner.model.state_dict()), before)
     untouched = Learner(ModelConfig(model_name=str(tiny_bert)), CLASS_NAMES)
     assert equal(learner.fresh_params(7), untouched.fresh_params(7))
@@ -819,7 +822,8 @@ def test_mixed_precision_runs_on_the_cpu(
     assert cosine > 0.95
     config = TrainConfig(max_steps=2, save_ckpt_dir=str(tmp_path), **settings)
     distilled = create(tiny_learner32, toy_split)
-    assert fit(distilled, tiny_learner32, toy_split, BATCH, flat, Recorder(), config, 0).outer_steps == 2
+    schedule = Schedule.of(config, toy_split, BATCH)
+    assert fit(distilled, tiny_learner32, toy_split, schedule, flat, Recorder(), config, 0).outer_steps == 2
 
 
 # --- The optimiser
@@ -980,7 +984,8 @@ def test_distilled_beats_random_real_samples(
             train = trained_on(distilled, learner, seed, "validation")
             return {"loss": score(train, learner, splits["validation"], (), 3, 256)["loss"].mean}
 
-        fit(distilled, learner, splits["train"], 32, validate, Recorder(), config, seed)
+        schedule = Schedule.of(config, splits["train"], 32)
+        fit(distilled, learner, splits["train"], schedule, validate, Recorder(), config, seed)
         trained = trained_on(distilled, learner, seed, "evaluation")
         distilled_accuracy.append(score(trained, learner, splits["test"], (), 5, 256)["accuracy"].mean)
         rows = coresets(Baseline.random, learner, splits["train"], 1, 256, seed)

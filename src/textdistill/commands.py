@@ -43,7 +43,7 @@ from textdistill.tracking import (
     open_tracker,
     read_lines,
 )
-from textdistill.trainer import fit
+from textdistill.trainer import Schedule, fit
 
 logger = logging.getLogger(__name__)
 
@@ -128,6 +128,7 @@ def _training(
         # Written down, so that the run goes on as it began with any number of processes.
         config = replace(config, train=replace(config.train, batches_per_step=processes.count))
     bench = _Bench(config)
+    schedule = Schedule.of(config.train, bench.splits["train"], config.data.train_batch_size)
     distilled = _initial(config, bench)
     settings = config.fixed() | {"data": bench.task.fingerprint, "model": bench.learner.revision}
     with ExitStack() as stack:
@@ -143,7 +144,7 @@ def _training(
         if config.train.skip_train:
             tracker.rewind(0)
         else:
-            training = _train(config, bench, distilled, watched(tracker), settings, checkpoint)
+            training = _train(config, bench, distilled, schedule, watched(tracker), settings, checkpoint)
         yield bench, distilled, record, training
 
 
@@ -593,6 +594,7 @@ def _train(
     config: RunConfig,
     bench: _Bench,
     distilled: DistilledDataset,
+    schedule: Schedule,
     tracker: Tracker,
     settings: Mapping[str, Any],
     checkpoint: Checkpoint | None,
@@ -611,7 +613,7 @@ def _train(
         distilled,
         bench.learner,
         bench.splits["train"],
-        config.data.train_batch_size,
+        schedule,
         validate,
         tracker,
         config.train,

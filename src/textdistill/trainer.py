@@ -165,6 +165,58 @@ Validate = Callable[[DistilledDataset], Mapping[str, float]]
 
 
 @dataclass(frozen=True)
+class Schedule:
+    """The outer steps of a run, and what comes after how many of them.
+
+    Attributes:
+        batch_size: rows of a real batch.
+        batches_per_step: real batches of an outer step, over all processes.
+        epoch_steps: outer steps that go once through the training split.
+        max_steps: outer steps in all.
+        val_interval: outer steps from one validation to the next.
+        log_interval: outer steps from one line of metrics to the next.
+
+    """
+
+    batch_size: int
+    batches_per_step: int
+    epoch_steps: int
+    max_steps: int
+    val_interval: int
+    log_interval: int
+
+    @classmethod
+    def of(cls, config: TrainConfig, train: TokenizedSplit, batch_size: int) -> Schedule:
+        """The schedule of a configuration on a training split, in batches of ``batch_size`` rows.
+
+        Raises:
+            ValueError: an outer step cannot have ``config.batches_per_step`` batches.
+
+        """
+        processes = Processes()
+        batches_per_step = config.batches_per_step or processes.count
+        if batches_per_step % processes.count:
+            raise ValueError(
+                f"train.batches_per_step must be a multiple of the {processes.count} processes, got {batches_per_step}"
+            )
+        epoch_batches = steps_per_epoch(train, batch_size)
+        epoch_steps = epoch_batches // batches_per_step
+        if epoch_steps == 0:
+            raise ValueError(
+                f"train.batches_per_step must be at most the {epoch_batches} batches of"
+                f" data.train_batch_size={batch_size} rows in the training split, got {batches_per_step}"
+            )
+        max_steps = config.epoch * epoch_steps
+        if config.max_steps is not None:
+            max_steps = min(max_steps, config.max_steps)
+        log_interval = max(1, epoch_steps // 10) if config.log_interval == -1 else config.log_interval
+        val_interval = config.val_steps or config.val_interval * epoch_steps
+        if config.val_steps is None and val_interval > max_steps:
+            val_interval = -(-max_steps // VALIDATIONS)
+        return cls(batch_size, batches_per_step, epoch_steps, max_steps, val_interval, log_interval)
+
+
+@dataclass(frozen=True)
 class FitResult:
     """How training went, over all processes that took part.
 
@@ -190,7 +242,7 @@ def fit(
     distilled: DistilledDataset,
     learner: Learner,
     train: TokenizedSplit,
-    batch_size: int,
+    schedule: Schedule,
     validate: Validate,
     tracker: Tracker,
     config: TrainConfig,
@@ -207,7 +259,7 @@ def fit(
         distilled: on the learner's device.
         learner: gives a fresh learner for every outer step.
         train: real rows.
-        batch_size: rows of a real batch.
+        schedule: of ``config`` on ``train``.
         validate: scores the set; selection minimises its ``loss``.
         tracker: told the training loss, learned lr and optimiser rate, and every validation.
         config: see there.
@@ -224,25 +276,7 @@ def fit(
 
     """
     config.check()
-    processes = Processes()
-    batches_per_step = config.batches_per_step or processes.count
-    if batches_per_step % processes.count:
-        raise ValueError(
-            f"train.batches_per_step must be a multiple of the {processes.count} processes, got {batches_per_step}"
-        )
-    epoch_steps = steps_per_epoch(train, batch_size) // batches_per_step
-    if epoch_steps == 0:
-        raise ValueError(
-            f"train.batches_per_step must be at most the {steps_per_epoch(train, batch_size)} batches of"
-            f" data.train_batch_size={batch_size} rows in the training split, got {batches_per_step}"
-        )
-    max_steps = config.epoch * epoch_steps
-    if config.max_steps is not None:
-        max_steps = min(max_steps, config.max_steps)
-    log_interval = max(1, epoch_steps // 10) if config.log_interval == -1 else config.log_interval
-    val_interval = config.val_steps or config.val_interval * epoch_steps
-    if config.val_steps is None and val_interval > max_steps:
-        val_interval = -(-max_steps // VALIDATIONS)
+    processes, max_steps = Processes(), schedule.max_steps
     folder = Path(config.save_ckpt_dir)
     optimizer = make_optimizer(distilled, config)
     warmup = int(max_steps * config.warmup_ratio)
@@ -317,7 +351,7 @@ def fit(
         progress.clipped = 0
         step_seconds.clear()
 
-    batches = _real_batches(train, batch_size, seed, progress.step, batches_per_step, processes)
+    batches = _real_batches(train, schedule, seed, progress.step)
     bar = tqdm(
         total=max_steps, initial=progress.step, desc="distil", unit="step", dynamic_ncols=True,
         disable=None if processes.main else True,
@@ -325,7 +359,7 @@ def fit(
     with Interrupts() as interrupts, bar, logging_redirect_tqdm():
         try:
             while True:
-                due = progress.step % val_interval == 0 or progress.step == max_steps
+                due = progress.step % schedule.val_interval == 0 or progress.step == max_steps
                 if due and progress.validated < progress.step:
                     # Alone in a validation, a process would leave the others waiting.
                     with interrupts.at_once() if processes.count == 1 else nullcontext():
@@ -356,7 +390,7 @@ def fit(
                     progress.clipped_steps += 1
                 bar.update()
                 bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{accuracy:.2f}")
-                if progress.step % log_interval == 0 or progress.step == max_steps:
+                if progress.step % schedule.log_interval == 0 or progress.step == max_steps:
                     log()
         except Interrupted as error:
             if not error.whole:
@@ -478,15 +512,15 @@ def make_optimizer(distilled: DistilledDataset, config: TrainConfig) -> Optimize
 
 
 def _real_batches(
-    train: TokenizedSplit, batch_size: int, seed: int, start: int, batches_per_step: int, processes: Processes
+    train: TokenizedSplit, schedule: Schedule, seed: int, start: int
 ) -> Iterator[list[dict[str, Tensor]]]:
     """Batches of one process for all outer steps after the first ``start``, epoch after epoch."""
-    epoch_steps = steps_per_epoch(train, batch_size) // batches_per_step
-    epoch, first = divmod(start, epoch_steps)
+    processes, batches_per_step = Processes(), schedule.batches_per_step
+    epoch, first = divmod(start, schedule.epoch_steps)
     while True:
         skipped = first * batches_per_step + processes.rank
-        own = train_batches(train, batch_size, seed, epoch, skipped, processes.count)
-        for _ in range(first, epoch_steps):
+        own = train_batches(train, schedule.batch_size, seed, epoch, skipped, processes.count)
+        for _ in range(first, schedule.epoch_steps):
             yield list(islice(own, batches_per_step // processes.count))
         epoch, first = epoch + 1, 0
 
