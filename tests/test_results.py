@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from textdistill.report import CONFIG_FILE, RESULTS_FILE
 
 DOCS = Path(__file__).parents[1] / "docs"
 RESULTS = DOCS / "results"
+SWEEP = DOCS / "trials" / "sweep"
 RUNS = sorted(str(file.parent.relative_to(RESULTS)) for file in RESULTS.rglob(CONFIG_FILE))
 
 
@@ -27,6 +29,19 @@ def test_a_run_has_the_settings_of_its_experiment(run: str) -> None:
     assert load_run_config(RESULTS / run).fixed() == expected.fixed()
 
 
+def test_table_of_the_sweep_is_that_of_the_files() -> None:
+    section = (DOCS / "results.md").read_text().split("## Defaults and the README's sweep\n")[1].split("\n## ")[0]
+    lines = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("|")]
+    (_, _, *tasks), _, *rows = lines
+    assert len(rows) == 7
+    for lr_init, rate, *cells in rows:
+        for task, cell in zip(tasks, cells, strict=True):
+            default = RESULTS / "grid" / f"{task}_unrestricted_cls" / "42"
+            run = SWEEP / task / f"init_{lr_init}.rate_{rate}" if rate.startswith("0.") else default
+            validation = json.loads((run / RESULTS_FILE).read_text())["validation"]
+            assert cell == f"{validation['accuracy']:.3f} (loss {validation['loss']:.3f})"
+
+
 def test_no_result_names_a_place_of_a_machine() -> None:
-    files = [*RESULTS.rglob(CONFIG_FILE), *RESULTS.rglob(RESULTS_FILE)]
+    files = [*RESULTS.rglob(CONFIG_FILE), *RESULTS.rglob(RESULTS_FILE), *SWEEP.parent.rglob(RESULTS_FILE)]
     assert [file for file in files if '"/' in file.read_text() or ": /" in file.read_text()] == []
