@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for weight, points in sorted(curves.items()):
         lambdas, means, deviations = zip(*sorted(points), strict=True)
         axes.errorbar(lambdas, means, deviations, marker="o", capsize=3, label=f"weights of rows: {weight}")
-    axes.set(xscale="log", xlabel="lambda", ylabel="accuracy, ± standard deviation over heads")
+    axes.set(xscale="log", xlabel="lambda", ylabel="accuracy (± over heads)")
     axes.legend()
     figure.savefig(given.output, dpi=150)
     print(given.output)
