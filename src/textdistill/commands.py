@@ -128,7 +128,9 @@ def _training(
         # Written down, so that the run goes on as it began with any number of processes.
         config = replace(config, train=replace(config.train, batches_per_step=processes.count))
     bench = _Bench(config)
-    schedule = Schedule.of(config.train, bench.splits["train"], config.data.train_batch_size)
+    schedule = None
+    if not config.train.skip_train:
+        schedule = Schedule.of(config.train, bench.splits["train"], config.data.train_batch_size)
     distilled = _initial(config, bench)
     settings = config.fixed() | {"data": bench.task.fingerprint, "model": bench.learner.revision}
     with ExitStack() as stack:
@@ -141,7 +143,7 @@ def _training(
         checkpoint = processes.broadcast(checkpoint)
         tracker = record or NullTracker()
         training: dict[str, Any] = {"outer_steps": 0, "training_seconds": 0.0}
-        if config.train.skip_train:
+        if schedule is None:
             tracker.rewind(0)
         else:
             training = _train(config, bench, distilled, schedule, watched(tracker), settings, checkpoint)
