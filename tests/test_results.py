@@ -10,6 +10,7 @@ import pytest
 from textdistill.commands import report
 from textdistill.config import compose, load_run_config
 from textdistill.report import CONFIG_FILE, RESULTS_FILE
+from textdistill.schema import LabelType
 
 DOCS = Path(__file__).parents[1] / "docs"
 RESULTS = DOCS / "results"
@@ -29,10 +30,27 @@ def test_a_run_has_the_settings_of_its_experiment(run: str) -> None:
     assert load_run_config(RESULTS / run).fixed() == expected.fixed()
 
 
+def table(heading: str) -> tuple[list[str], list[list[str]]]:
+    """The head and the rows of the one table of a section."""
+    section = (DOCS / "results.md").read_text().split(f"## {heading}\n")[1].split("\n## ")[0]
+    head, _, *rows = (line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("|"))
+    return head, rows
+
+
+def test_table_of_what_attention_labels_do_is_that_of_the_files() -> None:
+    (_, *tasks), rows = table("What attention labels do")
+    assert [labels for labels, *_ in rows] == list(LabelType)
+    for labels, *cells in rows:
+        for task, cell in zip(tasks, cells, strict=True):
+            none, cls = (
+                json.loads((RESULTS / "grid" / f"{task}_{labels}_{kind}" / "42" / RESULTS_FILE).read_text())
+                for kind in ("none", "cls")
+            )
+            assert cell == f"{100 * (cls['metrics']['accuracy']['mean'] - none['metrics']['accuracy']['mean']):.1f}"
+
+
 def test_table_of_the_sweep_is_that_of_the_files() -> None:
-    section = (DOCS / "results.md").read_text().split("## Defaults and the README's sweep\n")[1].split("\n## ")[0]
-    lines = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("|")]
-    (_, _, *tasks), _, *rows = lines
+    (_, _, *tasks), rows = table("Defaults and the README's sweep")
     assert len(rows) == 7
     for lr_init, rate, *cells in rows:
         for task, cell in zip(tasks, cells, strict=True):
