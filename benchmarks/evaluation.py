@@ -20,9 +20,9 @@ import torch
 from benchmarks.measure import Row, alternate, arguments, median, ratio
 from benchmarks.report import record
 from benchmarks.workload import CLASS_NAMES, configure, real_splits
-from textdistill.batches import sorted_batches
-from textdistill.evaluation import score
-from textdistill.learner import Learner
+from textdistill.data.batches import sorted_batches
+from textdistill.evaluation.scoring import score
+from textdistill.method.learner import Learner
 
 KEY = ("model", "split", "learners")
 LEARNERS = 3

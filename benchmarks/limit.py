@@ -31,7 +31,7 @@ from benchmarks.measure import Row, Spread, alternate, arguments, median
 from benchmarks.outer_step import TOKENS
 from benchmarks.report import record
 from benchmarks.workload import CLASS_NAMES, OurStep, configure, made_up_batch, noise_set
-from textdistill.learner import Learner
+from textdistill.method.learner import Learner
 
 KEY = ("model", "seq_length")
 ROUNDS = 5  # in one process

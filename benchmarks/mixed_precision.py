@@ -22,10 +22,10 @@ from benchmarks.precision import cosine, gradients
 from benchmarks.recipe import BATCHES, DRAWN, evenly_spaced
 from benchmarks.report import record
 from benchmarks.workload import CLASS_NAMES, OurStep, configure, noise_set, real_set, real_splits
-from textdistill.batches import train_batches
-from textdistill.hypergradient import EPS, Estimator
-from textdistill.learner import Learner
-from textdistill.trainer import InnerPrecision
+from textdistill.data.batches import train_batches
+from textdistill.method.hypergradient import EPS, Estimator
+from textdistill.method.learner import Learner
+from textdistill.training.trainer import InnerPrecision
 
 KEY = ("model", "seq_length", "outer")
 

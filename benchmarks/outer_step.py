@@ -17,9 +17,9 @@ from pathlib import Path
 from benchmarks.measure import Row, alternate, arguments, median, observe, ratio
 from benchmarks.report import record
 from benchmarks.workload import CLASS_NAMES, OurStep, configure, made_up_batch, noise_set
-from textdistill.attention import AttentionLabelType
-from textdistill.hypergradient import Estimator, Trajectory
-from textdistill.learner import Learner
+from textdistill.method.attention import AttentionLabelType
+from textdistill.method.hypergradient import Estimator, Trajectory
+from textdistill.method.learner import Learner
 
 KEY = ("model", "seq_length", "attention", "inner_steps", "estimator", "trajectory")
 TOKENS = 96  # a real text; AG News is seldom longer

@@ -25,12 +25,12 @@ from transformers import BertConfig, BertModel
 from benchmarks.measure import Row, arguments
 from benchmarks.report import record
 from benchmarks.workload import CLASS_NAMES, configure, real_set, real_splits
-from textdistill.batches import train_batches
-from textdistill.distilled import DistilledDataset
-from textdistill.hypergradient import EPS, Estimator, hypergradient
-from textdistill.learner import Learner, ModelConfig, Params
-from textdistill.losses import task_loss
-from textdistill.trainer import InnerPrecision
+from textdistill.data.batches import train_batches
+from textdistill.distilled.dataset import DistilledDataset
+from textdistill.method.hypergradient import EPS, Estimator, hypergradient
+from textdistill.method.learner import Learner, ModelConfig, Params
+from textdistill.method.losses import task_loss
+from textdistill.training.trainer import InnerPrecision
 
 KEY = ("model", "seq_length", "inner_steps", "estimator", "precision", "eps")
 BERT_BASE = "bert-base"

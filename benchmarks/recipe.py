@@ -25,9 +25,9 @@ from benchmarks.measure import Row, alternate, arguments, fresh, median, observe
 from benchmarks.reference_recipe import ReferenceStep, configure_reference, padded_batch
 from benchmarks.report import record
 from benchmarks.workload import CLASS_NAMES, OurStep, configure, noise_set, real_splits
-from textdistill.batches import train_batches
-from textdistill.learner import Learner
-from textdistill.seeding import generator
+from textdistill.core.seeding import generator
+from textdistill.data.batches import train_batches
+from textdistill.method.learner import Learner
 
 Batch = dict[str, torch.Tensor]
 KEY = ("model", "seq_length", "recipe")

@@ -24,11 +24,11 @@ from transformers import get_scheduler
 
 from benchmarks.workload import configure
 from textdistill.config import RunConfig
-from textdistill.distilled import DistilledDataset
-from textdistill.learner import Learner
-from textdistill.seeding import generator, stream_seed
-from textdistill.tokens import TokenizedSplit
-from textdistill.trainer import TrainConfig
+from textdistill.core.seeding import generator, stream_seed
+from textdistill.data.tokens import TokenizedSplit
+from textdistill.distilled.dataset import DistilledDataset
+from textdistill.method.learner import Learner
+from textdistill.training.trainer import TrainConfig
 
 PAD_TO = 8
 

@@ -31,10 +31,10 @@ import pyarrow.parquet
 from benchmarks.measure import Row, alternate, arguments, fresh, median, memory, ratio
 from benchmarks.report import record
 from benchmarks.workload import CLASS_NAMES, OurStep, configure, real_splits
-from textdistill.batches import train_batches
-from textdistill.distilled import DistilledDataset
-from textdistill.learner import Learner, ModelConfig
-from textdistill.schema import Card
+from textdistill.data.batches import train_batches
+from textdistill.distilled.dataset import DistilledDataset
+from textdistill.distilled.spec import Card
+from textdistill.method.learner import Learner, ModelConfig
 
 KEY = ("model", "rows")
 SIZES = (1_000, 10_000, 100_000, 1_000_000)

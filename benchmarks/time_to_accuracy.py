@@ -26,13 +26,13 @@ from benchmarks.reference_recipe import ReferenceStep, configure_reference, rand
 from benchmarks.report import record
 from benchmarks.workload import CLASS_NAMES, configure, noise_set, real_splits
 from textdistill.config import RunConfig
-from textdistill.distilled import DistilledDataset
-from textdistill.evaluation import score, trained_on
-from textdistill.learner import Learner
-from textdistill.schema import Card
-from textdistill.tokens import TokenizedSplit
-from textdistill.tracking import RunTracker
-from textdistill.trainer import Schedule, fit
+from textdistill.data.tokens import TokenizedSplit
+from textdistill.distilled.dataset import DistilledDataset
+from textdistill.distilled.spec import Card
+from textdistill.evaluation.scoring import score, trained_on
+from textdistill.method.learner import Learner
+from textdistill.runs.tracking import RunTracker
+from textdistill.training.trainer import Schedule, fit
 
 KEY = ("model", "recipe", "lr_inputs_embeds", "lr_init")
 SWEEP = ((0.1, 0.01, 0.001), (0.01, 0.1))  # lr_inputs_embeds, lr_init: the command in the reference's README

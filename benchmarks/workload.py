@@ -10,13 +10,13 @@ import transformers
 from torch import Tensor
 
 from textdistill.config import RunConfig, compose
-from textdistill.distilled import DistilledDataset
-from textdistill.learner import Learner
-from textdistill.schema import Card, Init
-from textdistill.seeding import generator, stream_seed
-from textdistill.task import TASKS, load_task
-from textdistill.tokens import TokenizedSplit, tokenize
-from textdistill.trainer import make_optimizer, outer_step
+from textdistill.core.seeding import generator, stream_seed
+from textdistill.data.task import TASKS, load_task
+from textdistill.data.tokens import TokenizedSplit, tokenize
+from textdistill.distilled.dataset import DistilledDataset
+from textdistill.distilled.spec import Card, Init
+from textdistill.method.learner import Learner
+from textdistill.training.trainer import make_optimizer, outer_step
 
 CLASS_NAMES = TASKS["ag_news"].class_names
 README = ("distilled_data.label_type=unrestricted", "distilled_data.attention_label_type=cls", "tracking=none")

@@ -18,12 +18,12 @@ import torch
 
 from textdistill import DistilledDataset, compose
 from textdistill.config import RunConfig
-from textdistill.distilled import UNREACHABLE
-from textdistill.evaluation import Score, score, trained_on
-from textdistill.learner import Learner
-from textdistill.schema import AttentionLabelWeight
-from textdistill.task import load_task
-from textdistill.tokens import TokenizedSplit, tokenize
+from textdistill.data.task import load_task
+from textdistill.data.tokens import TokenizedSplit, tokenize
+from textdistill.distilled.dataset import UNREACHABLE
+from textdistill.distilled.spec import AttentionLabelWeight
+from textdistill.evaluation.scoring import Score, score, trained_on
+from textdistill.method.learner import Learner
 
 
 def without(distilled: DistilledDataset, where: Iterable[tuple[int, int]]) -> DistilledDataset:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from textdistill.report import find_results
+from textdistill.reporting.rows import find_results
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -19,8 +19,8 @@ from rich.console import Console
 from rich.table import Table
 
 from textdistill import baseline, compose, distill, finetune
-from textdistill.commands import report
-from textdistill.report import Format
+from textdistill.commands.verbs import report
+from textdistill.reporting.rows import Format
 
 OUTPUT = Path("demo")
 SETTINGS = (

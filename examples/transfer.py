@@ -21,11 +21,11 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from textdistill import compose, evaluate
-from textdistill.batches import train_batches
 from textdistill.config import RunConfig
-from textdistill.learner import Learner
-from textdistill.task import load_task
-from textdistill.tokens import tokenize
+from textdistill.data.batches import train_batches
+from textdistill.data.task import load_task
+from textdistill.data.tokens import tokenize
+from textdistill.method.learner import Learner
 
 CHECKPOINTS = (10, 100, 300)
 

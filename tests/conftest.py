@@ -23,10 +23,10 @@ import torch
 import transformers
 from transformers import AutoModel, BertConfig, BertTokenizerFast, PreTrainedConfig, PreTrainedTokenizerBase
 
-from standin import Hub, point_to, serve
-from textdistill.learner import Learner, ModelConfig
-from textdistill.tokens import TokenizedSplit
-from textdistill.tracking import ensure_store
+from tests.support.standin import Hub, point_to, serve
+from textdistill.data.tokens import TokenizedSplit
+from textdistill.method.learner import Learner, ModelConfig
+from textdistill.runs.tracking import ensure_store
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 CLASS_WORDS = {
@@ -75,7 +75,12 @@ WithStore = Callable[[Path], Path]
 
 # Of processes of their own for tests: forked from a server that has imported what each would take seconds to import.
 FRESH = multiprocessing.get_context("forkserver")
-PRELOADED = ["pytest", "textdistill.commands", "textdistill.tuning", "mlflow.store.tracking.sqlalchemy_store"]
+PRELOADED = [
+    "pytest",
+    "textdistill.commands.verbs",
+    "textdistill.commands.tune",
+    "mlflow.store.tracking.sqlalchemy_store",
+]
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -14,14 +14,14 @@ from typing import Any, get_args, get_origin, get_type_hints
 import pytest
 from omegaconf import OmegaConf
 
-import toy
-from textdistill.attention import AttentionLabelType
-from textdistill.commands import distill
+from tests.support import toy
+from textdistill.commands.verbs import distill
 from textdistill.config import RunConfig, compose, load_run_config
-from textdistill.hypergradient import Estimator
-from textdistill.schema import AttentionLabelWeight, Init, LabelType
-from textdistill.task import Protocol
-from textdistill.trainer import OptimizerType
+from textdistill.data.task import Protocol
+from textdistill.distilled.spec import AttentionLabelWeight, Init, LabelType
+from textdistill.method.attention import AttentionLabelType
+from textdistill.method.hypergradient import Estimator
+from textdistill.training.trainer import OptimizerType
 
 # Keys that the reference implementation does not have.
 OURS = {

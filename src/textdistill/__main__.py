@@ -1,6 +1,6 @@
 """``python -m textdistill`` is ``textdistill``."""
 
-from textdistill.cli import main
+from textdistill.cli.main import main
 
 if __name__ == "__main__":
     main()

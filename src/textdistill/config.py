@@ -17,14 +17,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from textdistill.attention import AttentionLabelType
-from textdistill.evaluation import EvaluateConfig
-from textdistill.hypergradient import Estimator, Trajectory
-from textdistill.learner import ModelConfig
-from textdistill.schema import DistilledDataConfig, LabelType, LearnerTrainConfig
-from textdistill.task import DataConfig
-from textdistill.tracking import Status, SweepRun, Tracking, flatten
-from textdistill.trainer import InnerPrecision, TrainConfig
+from textdistill.data.task import DataConfig
+from textdistill.distilled.spec import DistilledDataConfig, LabelType, LearnerTrainConfig
+from textdistill.evaluation.scoring import EvaluateConfig
+from textdistill.method.attention import AttentionLabelType
+from textdistill.method.hypergradient import Estimator, Trajectory
+from textdistill.method.learner import ModelConfig
+from textdistill.runs.tracking import Status, SweepRun, Tracking, flatten
+from textdistill.training.trainer import InnerPrecision, TrainConfig
 
 logger = logging.getLogger(__name__)
 

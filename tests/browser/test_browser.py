@@ -18,10 +18,10 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, BrowserContext, Page, Route, expect, sync_playwright
 
-import toy
-from textdistill.commands import baseline, distill, report
+from tests.support import toy
+from textdistill.commands.verbs import baseline, distill, report
 from textdistill.config import compose
-from textdistill.report import Format
+from textdistill.reporting.rows import Format
 
 CHROMIUM = shutil.which("chromium")
 SCREENSHOTS = Path(__file__).parent / "screenshots"

@@ -14,7 +14,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import numpy as np
 import pytest
 
-from textdistill import commands
+from textdistill.commands import verbs as commands
 from textdistill.config import RunConfig, compose
 
 pytestmark = pytest.mark.slow

@@ -33,13 +33,13 @@ from safetensors.torch import load as from_safetensors
 from safetensors.torch import save as to_safetensors
 from transformers import get_scheduler
 
-from textdistill import checkpoint
-from textdistill.attention import AttentionLabelType
-from textdistill.checkpoint import RunState, load_checkpoint, save_checkpoint
-from textdistill.distilled import DistilledDataset
-from textdistill.schema import Card, DistilledDataConfig, LabelType, LearnerTrainConfig
-from textdistill.trainer import TrainConfig, make_optimizer
-from toy import write_reference_folder
+from tests.support.toy import write_reference_folder
+from textdistill.distilled.dataset import DistilledDataset
+from textdistill.distilled.spec import Card, DistilledDataConfig, LabelType, LearnerTrainConfig
+from textdistill.method.attention import AttentionLabelType
+from textdistill.training import checkpoint
+from textdistill.training.checkpoint import RunState, load_checkpoint, save_checkpoint
+from textdistill.training.trainer import TrainConfig, make_optimizer
 
 pytestmark = pytest.mark.slow
 

@@ -20,9 +20,11 @@ import pytest
 from safetensors.torch import load_file
 from torch import equal
 
-from conftest import FRESH, WithStore
-from textdistill import checkpoint, storage, tracking
-from textdistill.cli import main
+from tests.conftest import FRESH, WithStore
+from textdistill.cli.main import main
+from textdistill.distilled import storage
+from textdistill.runs import tracking
+from textdistill.training import checkpoint
 
 pytestmark = pytest.mark.slow
 

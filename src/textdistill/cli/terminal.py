@@ -1,0 +1,166 @@
+"""What the verbs print: tables on a terminal, plain lines elsewhere, and the commands to go on with.
+
+Names may come from a stranger's set: characters that a terminal would obey are never printed.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Column, Table
+from rich.text import Text
+
+from textdistill.reporting.rows import RESULTS_FILE
+
+
+def print_results(results: Mapping[str, Any], folder: Path) -> None:
+    """The scores of a run or baseline, how long it trained, and where its files are.
+
+    Args:
+        results: as ``results.json`` holds them.
+        folder: where that file is; a set beside it is named too.
+
+    """
+    rows = results["splits"]["test"]
+    about = f"{results['task']}, {results['model']['name']}, protocol {results['protocol']}"
+    print(_plain(f"{about}, {rows['rows']} rows ({rows['source']}), seed {results['seed']}"))
+    if _on_terminal():
+        cells = [
+            [name, f"{m['mean']:.4f}", _deviation(m), f"{min(m['values']):.4f}", f"{max(m['values']):.4f}", str(m["n"])]
+            for name, m in results["metrics"].items()
+        ]
+        _print_table(["metric", *map(_number, ("mean", "±", "least", "greatest", "learners"))], cells)
+    else:
+        for name, metric in results["metrics"].items():
+            print(f"  {name:10} {_spread(metric)}")
+    if "best_step" in results:
+        took = timedelta(seconds=round(results["training_seconds"]))
+        print(f"trained: {results['outer_steps']} outer steps in {took}, the best after {results['best_step']}")
+    print(f"results: {folder / RESULTS_FILE}")
+    if (folder / "distilled").exists():
+        print(f"distilled set: {folder / 'distilled'}")
+
+
+def print_set(found: Mapping[str, Any]) -> None:
+    """What a distilled set holds, as ``commands.show`` found it."""
+    card = found["card"]
+    print(_plain(f"{card['task']}, made for {card['model']['name']} ({card['model']['revision']})"))
+    tensors = [
+        (name, str(tuple(shape)), f"{found['bytes'][name] / 1024:.1f}") for name, shape in found["shapes"].items()
+    ]
+    rates = "learning rates: " + ", ".join(map(_rate, found["lr"], found["lr_scales"] or [None] * len(found["lr"])))
+    samples = [_sample(found, index) for index in range(len(found["labels"]))]
+    if _on_terminal():
+        _print_table(["tensor", "shape", _number("KiB")], tensors)
+        print(rates)
+        cells = ([str(index), *map("\n".join, sample.values())] for index, sample in enumerate(samples))
+        _print_table([_number("sample"), *samples[0]], cells)
+        return
+    for name, shape, size in tensors:
+        print(f"  {name:18} {shape:24} {size:>10} KiB")
+    print(rates)
+    for index, sample in enumerate(samples):
+        print(f"\nsample {index}")
+        for heading, lines in sample.items():
+            for line in lines:
+                print(f"  {heading}: {line}")
+
+
+def print_verified(found: Mapping[str, Any]) -> None:
+    """Stated and measured scores of a set, and what is unusual in it, as ``commands.verify`` found them."""
+    for thing in ("data", "model"):
+        if not found[f"same_{thing}"]:
+            print(f"note: the {thing} measured with differ from what the card names")
+    for name, metric in found["metrics"].items():
+        print(f"  {name:10} stated   {_spread(metric['stated'])}")
+        print(f"  {'':10} measured {_spread(metric['measured'])}: {'within' if metric['within'] else 'outside'}")
+    for line in found["unusual"] or ["nothing"]:
+        print(f"unusual: {line}")
+
+
+def print_trials(trials: Iterable[Mapping[str, Any]], best: Mapping[str, Any]) -> None:
+    """The trials of a study, as ``tuning.tune`` found them."""
+    cells = [
+        (
+            str(trial["number"]),
+            trial["state"],
+            "" if trial["validation_loss"] is None else f"{trial['validation_loss']:.4f}",
+            " ".join(trial["overrides"]) or "the defaults",
+        )
+        for trial in trials
+    ]
+    if _on_terminal():
+        _print_table([_number("trial"), "state", _number("validation loss"), "settings"], cells)
+    else:
+        for number, state, loss, settings in cells:
+            print(f"trial {number:>3} {state:8} {loss:8} {settings}")
+    print(f"best: trial {best['number']}")
+
+
+def print_next(steps: Mapping[str, Sequence[str]]) -> None:
+    """Commands to go on with, each on one line that a shell takes as it is.
+
+    Args:
+        steps: the words of a command by what it is for.
+
+    """
+    print("next:")
+    for purpose, command in steps.items():
+        print(f"  {shlex.join(command)}  # {purpose}")
+
+
+def _rate(lr: float, scales: Mapping[str, float] | None) -> str:
+    """A step's learning rate and, where parameters have their own, the least and the greatest."""
+    if scales is None:
+        return f"{lr:.4g}"
+    names = sorted(scales, key=lambda name: scales[name])
+    least, greatest = (f"{lr * scales[name]:.4g} ({_plain(name)})" for name in (names[0], names[-1]))
+    return f"{lr:.4g}, from {least} to {greatest}"
+
+
+def _sample(found: Mapping[str, Any], index: int) -> dict[str, list[str]]:
+    """Lines about a sample, by heading."""
+    names = map(_plain, found["card"]["class_names"])
+    labels = zip(names, found["labels"][index], strict=True)
+    sample = {"labels": [", ".join(f"{name} {value:.3f}" for name, value in labels)]}
+    if found["attention"]:
+        line = "layer {layer} head {head} row {row} -> key {key} {probability:.3f}, weight {weight:.3g}"
+        sample["attention"] = [line.format(**peak) for peak in found["attention"][index]]
+    if found["tokens"]:
+        sample["nearest tokens"] = [" ".join(_plain(near[0]["token"]) for near in found["tokens"][index])]
+    return sample
+
+
+def _spread(metric: Mapping[str, Any]) -> str:
+    return " ".join(filter(None, (f"{metric['mean']:.4f}", _deviation(metric), f"(n={metric['n']} learners)")))
+
+
+def _deviation(metric: Mapping[str, Any]) -> str:
+    return "" if metric["std"] is None else f"± {metric['std']:.4f}"
+
+
+def _on_terminal() -> bool:
+    """Whether standard output is a terminal that shows tables; FORCE_COLOR=1 says that it is."""
+    console = Console()
+    return console.is_terminal and not console.is_dumb_terminal
+
+
+def _number(heading: str) -> Column:
+    return Column(heading, justify="right")
+
+
+def _print_table(columns: Sequence[str | Column], rows: Iterable[Sequence[str]]) -> None:
+    table = Table(*columns)
+    for row in rows:
+        # As Text: a token such as [MASK] is no markup.
+        table.add_row(*(Text(cell, overflow="fold") for cell in row))
+    Console().print(table)
+
+
+def _plain(name: str) -> str:
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in name)

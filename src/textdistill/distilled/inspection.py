@@ -1,0 +1,125 @@
+"""A distilled set from outside: attention labels and what a step makes of them, nearest tokens, what looks unusual."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from textdistill.core.seeding import stream_seed
+from textdistill.distilled.dataset import DistilledDataset
+from textdistill.distilled.spec import LabelType
+from textdistill.method.learner import Learner, Params
+
+# An embedding is unusual beyond this many times the median length of the set's embeddings,
+UNUSUAL_NORM = 3.0
+# and an attention row where one key has at least this probability.
+UNUSUAL_PEAK = 0.99
+
+
+def strongest(distilled: DistilledDataset, count: int) -> list[list[dict[str, Any]]] | None:
+    """For each sample the ``count`` attention rows with the largest probability times weight, if any are labelled."""
+    labels, weights = distilled.attention_labels, distilled.attention_weights
+    if labels is None:
+        return None
+    weights = torch.ones_like(labels[..., 0]) if weights is None else weights
+    return [_peaks(*sample, count) for sample in zip(labels.detach(), weights.detach(), strict=True)]
+
+
+def nearest_tokens(
+    distilled: DistilledDataset, learner: Learner, count: int, positions: int
+) -> list[list[list[dict[str, Any]]]]:
+    """For each sample and position the ``count`` nearest word embeddings by cosine: an aid, not a reading."""
+    ids = torch.arange(len(learner.tokenizer), device=learner.device)
+    vocabulary = F.normalize(learner.embed(ids), dim=-1)
+    token = learner.tokenizer.convert_ids_to_tokens
+    samples = []
+    # One by one: a row of similarities is as long as the vocabulary.
+    for sample in distilled.raw["inputs_embeds"].detach()[:, :positions]:
+        similarity, nearest = (F.normalize(sample, dim=-1) @ vocabulary.T).topk(count, dim=-1)
+        samples.append(
+            [
+                [{"token": token(i), "cosine": s} for i, s in zip(at_ids, at_similarity, strict=True)]
+                for at_ids, at_similarity in zip(nearest.tolist(), similarity.tolist(), strict=True)
+            ]
+        )
+    return samples
+
+
+def own_attention(distilled: DistilledDataset, learner: Learner, seed: int, count: int) -> tuple[Tensor, Tensor]:
+    """The learner's own attention on the first samples, before the first inner step and after the last.
+
+    Args:
+        distilled: with attention labels; on the learner's device.
+        learner: becomes learner 0 of ``evaluate`` with ``base.seed=seed``.
+        seed: decides the head.
+        count: of samples, at most N.
+
+    Returns:
+        Logarithms of the rows that the set labels, (count, Y, H, Q, L) each, without dropout.
+
+    """
+
+    def rows(params: Params) -> Tensor:
+        found = []
+        # One by one: with all rows labelled, a sample's fill Y * H * L * L numbers.
+        for sample in distilled.raw["inputs_embeds"].detach()[:count].split(1):
+            with torch.no_grad():
+                output = learner(params, {"inputs_embeds": sample}, label_type=distilled.config.attention_label_type)
+            assert output.log_rows is not None
+            found.append(output.log_rows)
+        return torch.cat(found)
+
+    before = learner.fresh_params(stream_seed(seed, "head", "evaluation", 0))
+    return rows(before), rows(distilled.train(learner, seed, "evaluation", 0))
+
+
+def unusual(distilled: DistilledDataset) -> list[str]:
+    """What a reader should look at before trusting the set: one sentence for each kind of finding.
+
+    Attention labels can hide a backdoor: rows that force a head onto one position, or an embedding far longer than
+    the others. Neither proves one, and their absence proves nothing.
+    """
+    found = []
+    norms = distilled.raw["inputs_embeds"].detach().norm(dim=-1)
+    ratios = norms / norms.median().clamp_min(torch.finfo(norms.dtype).tiny)
+    if far := int((ratios > UNUSUAL_NORM).sum()):
+        sample, position = divmod(int(ratios.argmax()), ratios.shape[1])
+        found.append(
+            f"{far} of {ratios.numel()} embeddings are longer than {UNUSUAL_NORM:g} times the median; the longest,"
+            f" {ratios.max():.1f} times, is at sample {sample}, position {position}"
+        )
+    if (labels := distilled.attention_labels) is not None:
+        peaks = labels.detach().amax(dim=-1)
+        if sharp := int((peaks >= UNUSUAL_PEAK).sum()):
+            found.append(
+                f"{sharp} of {peaks.numel()} attention rows put at least {UNUSUAL_PEAK:g} on one position;"
+                " textdistill show lists the strongest"
+            )
+    given = distilled.labels.detach()
+    if distilled.config.label_type is not LabelType.unrestricted:
+        outside = (given < 0).any(-1) | ((given.sum(-1) - 1).abs() > 1e-4)
+        if outside.any():
+            samples = outside.nonzero().flatten().tolist()
+            found.append(f"{distilled.config.label_type} labels of samples {samples[:10]} are no probabilities")
+    return found
+
+
+def _peaks(rows: Tensor, weights: Tensor, count: int) -> list[dict[str, Any]]:
+    """The attention rows of one sample, (Y, H, Q, L), that ask most for one position; weights are (Y, H, Q)."""
+    peak, position = rows.max(dim=-1)  # (Y, H, Q)
+    flat = (peak * weights).flatten().topk(min(count, peak.numel())).indices
+    heads, queries = peak.shape[1:]
+    return [
+        {
+            "layer": i // (heads * queries),
+            "head": i // queries % heads,
+            "row": i % queries,
+            "key": int(position.flatten()[i]),
+            "probability": peak.flatten()[i].item(),
+            "weight": weights.flatten()[i].item(),
+        }
+        for i in flat.tolist()
+    ]

@@ -1,0 +1,298 @@
+"""Tasks: splits by protocol, refusals."""
+
+import hashlib
+import importlib.util
+import io
+import sys
+import tarfile
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from omegaconf import OmegaConf
+
+from tests.support.tables import labelled, own, rows, save, texts_of
+from textdistill.data.task import TASKS, DataConfig, Protocol, TextTask, load_task
+
+
+def test_config_is_one_hydra_accepts():
+    config = OmegaConf.merge(
+        OmegaConf.structured(DataConfig),
+        OmegaConf.from_dotlist(["protocol=paper", "text_columns=[a,b]", "path=x"]),
+    )
+    assert OmegaConf.to_object(config) == DataConfig(protocol=Protocol.paper, text_columns=["a", "b"], path="x")
+
+
+def test_class_names_come_from_the_class_label_feature_else_from_the_task_else_are_numbers(tmp_path):
+    path = save(tmp_path / "plain", train=rows(30))
+    assert load_task(own(path), 0).class_names == ("0", "1")
+    assert load_task(DataConfig("sst2", path=path), 0).class_names == ("negative", "positive")
+    features = {"sentence": datasets.Value("string"), "label": datasets.ClassLabel(names=["bad", "good"])}
+    named = datasets.Dataset.from_dict(rows(30), features=datasets.Features(features))
+    (tmp_path / "named").mkdir()
+    pq.write_table(named.data.table, tmp_path / "named/train.parquet")
+    assert load_task(own(tmp_path / "named"), 0).class_names == ("bad", "good")
+
+
+def test_a_built_in_task_reads_its_columns_from_local_files(tmp_path):
+    pairs = ("question1", "question2")
+    path = save(tmp_path, train=rows(40, columns=pairs), validation=rows(10, columns=pairs, start=40))
+    task = load_task(DataConfig("qqp", path=path), 0)
+    assert task.text_columns == pairs
+    assert task.metric_names == ("accuracy", "f1", "combined")
+    texts = texts_of(task)["test"]
+    assert [texts[column][0] for column in pairs] == ["question1 alpha 40", "question2 alpha 40"]
+    assert task.splits["test"].labels.tolist() == [0, 1] * 5
+    assert load_task(own(path, task_name="qqp", text_columns=["question2"]), 0).text_columns == ("question2",)
+
+
+# Splits
+
+
+def sentences(task: TextTask, split: str) -> list[str]:
+    return texts_of(task)[split]["sentence"]
+
+
+def test_clean_carves_validation_from_train_and_reports_test(tmp_path):
+    train, validation, test = rows(200), rows(20, start=200), rows(30, start=220)
+    path = save(tmp_path, train=train, validation=validation, test=test)
+    task = load_task(own(path), seed=1)
+    assert sentences(task, "test") == test["sentence"]
+    assert set(sentences(task, "validation")) | set(sentences(task, "train")) == set(train["sentence"])
+    assert [len(task.splits[split]) for split in ("train", "validation", "test")] == [180, 20, 30]
+    assert task.sources == {"train": "train (rest)", "validation": "20 of train", "test": "test"}
+
+
+def test_validation_is_at_most_1000_rows_and_stratified(tmp_path):
+    train = rows(20_000)
+    train["label"] = [0] * 15_000 + [1] * 4_993 + [2] * 7
+    path = save(tmp_path, train=train, test=rows(30, classes=3))
+    labels = load_task(own(path), 0).splits["validation"].labels
+    # Exactly 750, 249.65 and 0.35: the largest remainder takes the odd row, and every class has one.
+    assert np.bincount(labels).tolist() == [750, 250, 1]
+
+
+def test_the_seed_and_nothing_else_decides_which_rows_are_carved(tmp_path):
+    path = save(tmp_path, train=rows(200), test=rows(30))
+    carved = [sentences(load_task(own(path), seed), "validation") for seed in (0, 0, 1)]
+    assert carved[0] == carved[1] != carved[2]
+
+
+def test_own_data_with_train_only_are_cut_80_10_10(tmp_path):
+    task = load_task(own(save(tmp_path, train=rows(203, classes=4))), 0)
+    split_texts = [sentences(task, split) for split in ("train", "validation", "test")]
+    assert [len(texts) for texts in split_texts] == [163, 20, 20]
+    assert len(set().union(*split_texts)) == 203
+    for split in ("validation", "test"):
+        assert np.bincount(task.splits[split].labels).tolist() == [5, 5, 5, 5]
+    assert task.sources == {"train": "train (rest)", "validation": "20 of train", "test": "20 of train"}
+
+
+@pytest.mark.parametrize("other", ["validation", "test"])
+def test_paper_selects_on_the_reported_rows_and_trains_on_all_of_train(tmp_path, other):
+    path = save(tmp_path, train=rows(200), **{other: rows(20, start=200)})
+    task = load_task(own(path, protocol=Protocol.paper), 0)
+    assert sentences(task, "validation") == sentences(task, "test") == rows(20, start=200)["sentence"]
+    assert len(task.splits["train"]) == 200
+    assert task.sources == {"train": "train", "validation": other, "test": other}
+
+
+@pytest.mark.parametrize(
+    ("name", "protocol", "reported"),
+    [
+        ("mrpc", "clean", "test"),
+        ("mrpc", "paper", "validation"),
+        ("sst2", "clean", "validation"),
+        ("sst2", "paper", "validation"),
+        ("qnli", "clean", "validation"),
+        ("qqp", "clean", "validation"),
+        ("mnli", "clean", "validation_matched"),
+        ("mnli", "paper", "validation_matched"),
+        ("ag_news", "clean", "test"),
+    ],
+)
+def test_reported_split_of_built_in_tasks(tmp_path, name, protocol, reported):
+    built_in = TASKS[name]
+
+    def make(start: int) -> dict:
+        return rows(60, len(built_in.class_names), start, built_in.text_columns)
+
+    validation = {"validation_matched": make(60), "validation_mismatched": make(300)}
+    path = save(
+        tmp_path,
+        train=make(0),
+        test=make(120),
+        **(validation if name == "mnli" else {"validation": make(60)}),
+    )
+    task = load_task(DataConfig(name, path=path, protocol=Protocol(protocol)), 0)
+    assert task.sources["test"] == reported
+    first = texts_of(task)["test"][built_in.text_columns[0]][0]
+    assert first.endswith(" 120" if reported == "test" else " 60")
+    assert task.class_names == built_in.class_names
+
+
+def test_mrpc_reports_validation_where_the_labels_of_test_are_hidden(tmp_path):
+    pairs = TASKS["mrpc"].text_columns
+    hidden = rows(20, columns=pairs) | {"label": [-1] * 20}
+    path = save(tmp_path, train=rows(60, columns=pairs), validation=rows(20, columns=pairs), test=hidden)
+    assert load_task(DataConfig("mrpc", path=path), 0).sources["test"] == "validation"
+
+
+@pytest.mark.parametrize("alias", ["dev", "valid"])
+def test_other_names_of_validation(tmp_path, alias):
+    path = save(tmp_path, train=rows(60), **{alias: rows(20, start=60)})
+    assert load_task(own(path), 0).sources["test"] == alias
+
+
+def test_fingerprint_changes_with_texts_labels_and_split(tmp_path):
+    def fingerprint(seed: int = 0, **splits: dict) -> str:
+        return load_task(own(save(tmp_path, **splits)), seed).fingerprint
+
+    train, test = rows(60), rows(20, start=60)
+    first = fingerprint(train=train, test=test)
+    assert first == fingerprint(train=train, test=test)
+    other_text = test | {"sentence": ["changed", *test["sentence"][1:]]}
+    other_label = test | {"label": [1, *test["label"][1:]]}
+    others = [
+        fingerprint(train=train, test=other_text),
+        fingerprint(train=train, test=other_label),
+        fingerprint(seed=1, train=train, test=test),
+    ]
+    assert len({first, *others}) == 4
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("config", "error", "message"),
+    [
+        (
+            DataConfig("agnews"),
+            ValueError,
+            r"unknown task 'agnews'; known tasks: ag_news, sst2, .*data\.path=",
+        ),
+        (
+            DataConfig("vader_movie"),
+            FileNotFoundError,
+            r"python examples/vader\.py --output DIR.*DIR/vader_movie",
+        ),
+        (DataConfig("user/texts"), ValueError, r"data\.text_columns and data\.label_column must be given"),
+        (own("/nowhere"), FileNotFoundError, r"data\.path must be a file or a folder, .* /nowhere"),
+        (own("x", text_columns=[]), ValueError, r"data\.text_columns must name one or two .*got \[\]"),
+        (own("x", text_columns=["a", "b", "c"]), ValueError, r"one or two .*got \['a', 'b', 'c'\]"),
+        (own("x", text_columns=["a", "a"]), ValueError, r"one or two different columns"),
+        (own("x", text_columns=["label"]), ValueError, r"none of them the label column 'label'"),
+        (own("x", max_length=2), ValueError, r"data\.max_length must be at least 3, got 2"),
+        (own("x", train_batch_size=0), ValueError, r"data\.train_batch_size must be at least 1, got 0"),
+        (own("x", valid_batch_size=0), ValueError, r"data\.valid_batch_size must be at least 1, got 0"),
+        (own("x", test_batch_size=-1), ValueError, r"data\.test_batch_size must be at least 1, got -1"),
+        (own("x", num_proc=0), ValueError, r"data\.num_proc must be at least 1, got 0"),
+    ],
+)
+def test_configurations_that_are_refused(config, error, message):
+    with pytest.raises(error, match=message):
+        load_task(config, 0)
+
+
+GOOD = rows(40)
+TRAIN = {"train": GOOD}
+BAD_DATA = {
+    "no text column": (
+        {"train": {"text": ["x", "y"], "label": [0, 1]}},
+        r"no column 'sentence' .*text, label",
+    ),
+    "no label column": ({"train": {"sentence": ["x"]}}, r"no column 'label' .*its columns are sentence"),
+    "float labels": (
+        {"train": GOOD | {"label": [0.0, 1.0] * 20}},
+        r"must hold integers or strings, got double",
+    ),
+    "label missing": ({"train": GOOD | {"label": [None] + [1, 0] * 19 + [1]}}, r"has 1 rows without a label"),
+    "empty label": ({"train": GOOD | {"label": ["", "b"] * 20}}, r"must not hold empty strings"),
+    "one class": ({"train": GOOD | {"label": ["a"] * 40}}, r"two or more classes, got 'a' only"),
+    "gap in labels": ({"train": GOOD | {"label": [1, 2] * 20}}, r"integers 0 to 1, .*got 1, 2; renumber"),
+    "hidden train": ({"train": GOOD | {"label": [-1] * 40}}, r"of the train split .*got -1.*GLUE"),
+    "hidden test": (TRAIN | {"test": GOOD | {"label": [-1] * 40}}, r"of the test split .*got -1.*GLUE"),
+    "unlabelled test": (TRAIN | {"test": {"sentence": ["x"]}}, r"no column 'label' in the test split"),
+    "unknown label": (TRAIN | {"test": GOOD | {"label": [0, 1, 2, 0] * 10}}, r"label '2' of the test split"),
+    "class not in test": (TRAIN | {"test": GOOD | {"label": [1] * 40}}, r"class '0' has no row in the test"),
+    "rare class": (
+        {"train": GOOD | {"label": ["rare"] + ["a", "b", "c"] * 13}},
+        r"class 'rare' has no row in",
+    ),
+    "text missing": ({"train": GOOD | {"sentence": [None, *"x" * 39]}}, r"has 1 rows without a text"),
+    "number texts": ({"train": GOOD | {"sentence": list(range(40))}}, r"must hold strings, got int64"),
+    "empty split": (TRAIN | {"test": {"sentence": [], "label": []}}, r"the test split must not be empty"),
+    "no train": ({"test": GOOD}, r"must hold a split called train .*got test"),
+    "two validations": (TRAIN | {"dev": GOOD, "valid": GOOD}, r"one validation split, got dev and valid"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_DATA)
+def test_data_that_are_refused(tmp_path, case):
+    splits, message = BAD_DATA[case]
+    with pytest.raises(ValueError, match=message):
+        load_task(own(save(tmp_path, **splits)), 0)
+
+
+def test_paper_needs_an_official_split(tmp_path):
+    with pytest.raises(ValueError, match=r"data\.protocol=paper needs an official validation or test split"):
+        load_task(own(save(tmp_path, train=GOOD), protocol=Protocol.paper), 0)
+
+
+def test_a_task_with_hidden_test_labels_needs_its_validation_split(tmp_path):
+    with pytest.raises(ValueError, match="'sst2' reports its validation split, got test, train only"):
+        load_task(DataConfig("sst2", path=save(tmp_path, train=GOOD, test=GOOD)), 0)
+
+
+def test_a_built_in_task_keeps_its_classes(tmp_path):
+    table = {"text": GOOD["sentence"], "label": [0, 1, 2, 4] * 10}
+    with pytest.raises(ValueError, match=r"integers 0 to 3, .*got 0, 1, 2, 4"):
+        load_task(DataConfig("ag_news", path=save(tmp_path, train=table)), 0)
+
+
+# examples/vader.py
+
+
+@pytest.fixture
+def vader():
+    file = Path(__file__).parents[2] / "examples" / "vader.py"
+    spec = importlib.util.spec_from_file_location("vader", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def tar(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def test_vader_script_makes_tasks_that_load(tmp_path, monkeypatch, vader, capsys):
+    ratings = [-3.0, -0.5, -0.4, 0.4, 0.5, 3.0] * 5
+    lines = "\r\n".join(f"{i}\t{rating}\tcliché {i}" for i, rating in enumerate(ratings))
+    inner = {f"hutto_ICWSM_2014/{name}": lines.encode() for name in vader.GENRES.values()}
+    archive = tmp_path / "package.tar.gz"
+    archive.write_bytes(tar({vader.INNER_ARCHIVE: tar(inner)}))
+    monkeypatch.setattr(sys, "argv", ["vader.py", "--output", str(tmp_path / "data"), "--archive", str(archive)])
+    with pytest.raises(ValueError, match=r"must be vaderSentiment 3\.3\.2 with sha256"):
+        vader.main()
+    assert not (tmp_path / "data").exists()
+
+    monkeypatch.setattr(vader, "SHA256", hashlib.sha256(archive.read_bytes()).hexdigest())
+    vader.main()
+    assert "20 rows (negative 10, positive 10)" in capsys.readouterr().out
+    archive.unlink()
+    vader.main()  # nothing is left to do, so nothing is read
+    movie = load_task(DataConfig("vader_movie", path=str(tmp_path / "data/vader_movie")), 0)
+    assert movie.class_names == ("negative", "positive")
+    assert labelled(movie) == {f"cliché {i}": int(r > 0) for i, r in enumerate(ratings) if abs(r) >= 0.5}
+    genre = load_task(DataConfig("vader_genre", path=str(tmp_path / "data/vader_genre")), 0)
+    assert genre.class_names == ("editorial", "movie", "product", "tweet")

@@ -1,0 +1,153 @@
+"""What a set says of itself: the README, whatever the card holds, and a card without places."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import Any
+
+import pytest
+import yaml
+from markdown_it import MarkdownIt
+
+from textdistill.distilled.readme import CITATION, readme, without_places
+
+SHAPES = {"inputs_embeds": (2, 8, 16), "labels": (2, 2), "lr": (3,), "attention_labels": (2, 2, 4, 1, 8)}
+
+
+def a_card(name: str = "NAME", **provenance: Any) -> dict[str, Any]:
+    """What config.json says of a run's set; every name in it is ``name``."""
+    return {
+        "distilled_data": {"seq_length": 8, "label_type": "soft", "attention_label_type": "cls"},
+        "learner_train": {"train_step": 3, "batch_size_per_label": 1},
+        "task": name,
+        "class_names": [name, "other"],
+        "model": {"name": name, "revision": name, "embedding_size": 16, "num_layers": 2, "num_heads": 4},
+        "data": {"protocol": name, "fingerprint": name},
+        "provenance": {
+            "seed": 42,
+            "outer_steps": 1600,
+            "versions": {name: name},
+            "scores": {name: {"mean": 0.87654, "std": 0.00321, "n": 5}, "loss": {"mean": 0.4, "std": None, "n": 1}},
+            "splits": {"test": {"source": name, "rows": 7600}},
+            **provenance,
+        },
+    }
+
+
+def rendered(text: str) -> str:
+    return MarkdownIt("commonmark").enable(["table", "strikethrough"]).render(text)
+
+
+def metadata(text: str) -> Any:
+    start, head, _ = text.split("---\n", 2)
+    assert start == ""
+    return yaml.safe_load(head)
+
+
+def test_readme_of_a_run() -> None:
+    text = readme(a_card(license="cc-by-4.0"), SHAPES, "owner/name")
+    assert metadata(text) == {
+        "license": "cc-by-4.0",
+        "task_categories": ["text-classification"],
+        "tags": ["dataset-distillation", "textdistill"],
+        "viewer": False,
+    }
+    assert (
+        "# NAME, distilled for NAME\n\n2 learned samples of 8 positions, soft labels, attention\nlabels cls: 3" in text
+    )
+    assert "- `attention_labels`: (2, 2, 4, 1, 8)" in text
+    assert "textdistill finetune owner/name --output model" in text
+    assert 'DistilledDataset.from_pretrained("owner/name").finetune()' in text
+    assert "On 7,600 rows (NAME), protocol NAME, of learners with fresh heads.\n`textdistill verify owner/name`" in text
+    assert "| NAME | 0.8765 | 0.0032 | 5 |\n| loss | 0.4000 |  | 1 |\n" in text
+    assert "- seed: 42\n- outer steps: 1600\n- version of NAME: NAME\n" in text
+    assert "## Licence\n\ncc-by-4\\.0\n" in text
+    assert f"```bibtex\n{CITATION}```\n" in text
+
+
+@pytest.mark.parametrize("license_id", [None, "", "MIT", "mit\nviewer: true", "a: b", ["mit"], 3])
+def test_licence_that_is_none(license_id: Any) -> None:
+    text = readme(a_card(license=license_id), SHAPES, "PATH")
+    assert metadata(text)["license"] == "unknown"
+    assert "## Licence\n\nThe maker of this set names none." in text
+
+
+NAMES = [
+    "x\n---\nlicense: evil\n---\n# Heading",
+    "<script>alert(1)</script>",
+    "<img src=x onerror=alert(1)>",
+    "[a](javascript:alert(1))",
+    "![a](https://evil.example/x.png)",
+    "`code` ```block```",
+    "a | b | c",
+    "**bold** _it_ ~~no~~ $x$ # x",
+    "&lt;b&gt; &amp; \\* \\",
+    "https://evil.example www.evil.example someone@evil.example",
+    "a\u202eb\x00c\x1b[31m\u2028# d",
+    "x" * 10_000,
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_are_shown_and_obeyed_by_none(name: str) -> None:
+    text = readme(a_card(name), SHAPES, "PATH")
+    assert text.count("---\n") == 2
+    assert metadata(text) == metadata(readme(a_card(), SHAPES, "PATH"))
+    shown = " ".join("".join(c if c.isprintable() else " " for c in name[:200]).split())
+    expected = rendered(readme(a_card(), SHAPES, "PATH")).replace("NAME", escape(shown))
+    assert rendered(text) == expected
+
+
+@pytest.mark.parametrize(
+    "provenance",
+    [
+        {"scores": None},
+        {"scores": []},
+        {"scores": {"accuracy": 0.9}},
+        {"scores": {"accuracy": {"mean": "0.9", "std": None, "n": 5}}},
+        {"scores": {"accuracy": {"mean": 10**400, "std": None, "n": 5}}},
+        {"scores": {"accuracy": {"mean": 0.9, "std": [], "n": 5}}},
+        {"scores": {"accuracy": {"mean": 0.9, "std": 0.1, "n": "5 | x"}}},
+        {"splits": None},
+        {"splits": {"test": {"source": "test", "rows": "many"}}},
+    ],
+)
+def test_scores_of_another_form_are_left_out(provenance: dict[str, Any]) -> None:
+    text = readme(a_card(**provenance), SHAPES, "PATH")
+    assert "## Scores\n\nThe card states none.\n" in text
+    assert "- seed: 42" in text
+
+
+def test_readme_of_a_card_that_knows_nothing() -> None:
+    card = a_card() | {"data": {}, "provenance": {"versions": "1.0"}}
+    card["model"] |= {"revision": None}
+    text = readme(card, SHAPES, "PATH")
+    assert "## Provenance\n\n- model: NAME\n\n## Licence" in text
+
+
+def test_many_classes_are_not_all_named() -> None:
+    card = a_card() | {"class_names": [f"c{i}" for i in range(1000)]}
+    text = readme(card, SHAPES, "PATH")
+    assert "classifier of 1000 classes (c0, c1, " in text
+    assert "c19, ...)." in text
+
+
+@pytest.mark.parametrize(
+    ("value", "kept"),
+    [
+        ("minilm-l6", "minilm-l6"),
+        ("owner/model", "owner/model"),
+        ("World, Sports", "World, Sports"),
+        ("/home/me/models/tiny", "tiny"),
+        ("./models/tiny", "tiny"),
+        ("~/tiny/", "tiny"),
+        (3, 3),
+        (None, None),
+        ({"path": "x", "name": "a"}, {"name": "a"}),
+        ({"save_dir": "x", "save_dir_root": "y", "pretrained_data_path": None, "seed": 1}, {"seed": 1}),
+        ({"a": [{"b": ("/x/y", 0.5)}]}, {"a": [{"b": ("y", 0.5)}]}),
+        ({"direct": "x", "paths_used": 2, "rooted": True}, {"direct": "x", "paths_used": 2, "rooted": True}),
+    ],
+)
+def test_without_places(value: Any, kept: Any) -> None:
+    assert without_places(value) == kept

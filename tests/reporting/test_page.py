@@ -1,0 +1,296 @@
+"""The HTML page: what goes into it, and that nothing in it is more than text."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+import io
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.support import toy
+from textdistill.commands.verbs import baseline, distill, report
+from textdistill.config import compose
+from textdistill.distilled.dataset import DistilledDataset
+from textdistill.distilled.inspection import own_attention
+from textdistill.method.learner import Learner, ModelConfig
+from textdistill.method.losses import attention_loss
+from textdistill.reporting import page as page_module
+from textdistill.reporting.page import _duration, _size, contents, page
+from textdistill.reporting.rows import Format, find_results
+
+SETTINGS = (
+    "distilled_data.label_type=unrestricted",
+    "distilled_data.attention_label_type=cls",
+    "train.max_steps=4",
+    "train.val_steps=2",
+    "train.log_interval=1",
+    "train.n_eval_model=2",
+)
+
+
+class Parsed(HTMLParser):
+    """Counts of tags, names of attributes, the text, and the JSON blocks of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: Counter[str] = Counter()
+        self.attributes: set[str] = set()
+        self.text, self.blocks, self.block = "", [], False
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        self.attributes |= {name for name, _ in attrs}
+        self.block = ("type", "application/json") in attrs
+
+    def handle_data(self, data: str) -> None:
+        if self.block:
+            self.blocks.append(json.loads(data))
+        else:
+            self.text += data
+        self.block = False
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_bert: Path, toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run, and baselines beside it."""
+    root = tmp_path_factory.mktemp("page")
+
+    def config(name: str) -> Any:
+        return compose(*toy.overrides(tiny_bert, toy_data, root, f"base.save_dir={root}/runs/{name}", *SETTINGS))
+
+    distill(config("distilled"), {"overrides.yaml": "- data.task_name=toy\n- 'data.path=/a b'\n"})
+    baseline("random", config("random"))
+    baseline("full", config("full"))
+    return root / "runs"
+
+
+@pytest.fixture(scope="module")
+def group(runs: Path) -> dict[str, Any]:
+    (group,) = contents(find_results([runs]))["groups"]
+    return dict(group)
+
+
+def test_what_stands_beside_what(group: dict[str, Any]) -> None:
+    assert [line["method"] for line in group["lines"]] == ["distilled", "random, inner loop", "full data"]
+    assert group["headline"] is group["lines"][0]
+    assert group["sweep"] is None
+    table = group["compared"]
+    assert table["columns"][:3] == ["run", "method", "samples per class"]
+    assert {"validation loss", "best step", "minutes", "accuracy"} < set(table["columns"])
+    assert not {"seed", "F1"} & set(table["columns"])
+    assert [row["run"]["text"] for row in table["rows"]] == ["distilled", "full", "random"]
+    assert table["rows"][1]["minutes"] == {"value": None, "text": ""}
+
+
+def test_detail_of_a_run(group: dict[str, Any], runs: Path) -> None:
+    detail, results = group["detail"], json.loads((runs / "distilled" / "results.json").read_text())
+    distilled = DistilledDataset.from_pretrained(runs / "distilled" / "distilled")
+    assert {key: value for key, value in detail["results"].items() if key != "settings"} == results
+    assert detail["name"] == "distilled"
+    assert detail["labels"] == distilled.labels.tolist()
+    assert detail["samples"] == ["0: a", "1: b", "2: c"]
+    assert detail["bytes"] == sum(file.stat().st_size for file in (runs / "distilled" / "distilled").iterdir())
+    assert detail["command"] == "textdistill distill data.task_name=toy 'data.path=/a b'"
+    assert detail["config"]["data"]["max_length"] == 32
+    assert dict(detail["groups"]["train"])["max_steps"] == 4
+    assert [chart.title for chart in detail["charts"]] == [
+        "Loss",
+        "Validation",
+        "Learned rate",
+        "Seconds an outer step",
+    ]
+    assert [line.name for line in detail["charts"][0].lines] == ["outer loss", "validation loss"]
+    assert all(f"chosen at step {results['best_step']}" in chart.text for chart in detail["charts"])
+    assert [row["step"] for row in detail["curves"]["rows"]] == [0, 1, 2, 3, 4]
+    assert [row["train_loss"] is None for row in detail["curves"]["rows"]] == [True, False, False, False, False]
+    assert detail["step_seconds"] > 0
+
+
+def test_attention_and_tokens(group: dict[str, Any], runs: Path, tiny_bert: Path) -> None:
+    inside = group["detail"]["inside"]
+    distilled = DistilledDataset.from_pretrained(runs / "distilled" / "distilled")
+    learner = Learner(ModelConfig(model_name=str(tiny_bert)), ("a", "b", "c"))
+    labels = distilled.attention_labels
+    assert labels is not None
+    rows = dict(zip(("before", "after"), own_attention(distilled, learner, seed=42, count=3), strict=True))
+    for name, expected in {"label": labels.detach(), **{name: r.exp() for name, r in rows.items()}}.items():
+        levels = torch.frombuffer(bytearray(base64.b64decode(inside["maps"][name])), dtype=torch.uint8)
+        found = (levels.view(expected.shape) / 255) ** 2
+        torch.testing.assert_close(found, expected, atol=4e-3, rtol=0)
+    for name, log_rows in rows.items():
+        loss = attention_loss(log_rows, labels).item()
+        assert inside["mean_divergence"][name] == pytest.approx(loss, abs=1e-6)
+        assert torch.tensor(inside["divergence"][name]).mean().item() == pytest.approx(loss, abs=1e-3)
+    row, position, *values, weight = inside["strongest"][2][1][3][0]
+    own = [labels[2, 1, 3], *(r[2, 1, 3].exp() for r in rows.values())]
+    assert (row, position) == (0, int(own[0].argmax()))
+    assert values == pytest.approx([tensor[0, position].item() for tensor in own], abs=6e-4)
+    assert distilled.attention_weights is not None
+    assert inside["weighted"]
+    assert weight == pytest.approx(distilled.attention_weights[2, 1, 3, 0].item(), abs=6e-4)
+    assert [len(inside["tokens"]), len(inside["tokens"][0]), len(inside["tokens"][0][0])] == [3, 8, 3]
+    assert (inside["shown"], inside["rows"], inside["layers"], inside["heads"]) == (["0: a", "1: b", "2: c"], [0], 2, 4)
+
+
+def test_large_sets_are_cut_down(
+    runs: Path, tiny_bert: Path, toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """First to fewer samples, then to fewer rows of attention."""
+    config = compose(*toy.overrides(tiny_bert, toy_data, tmp_path, f"base.save_dir={tmp_path}/run", *SETTINGS))
+    config.distilled_data.attention_label_type = type(config.distilled_data.attention_label_type)("all")
+    distill(config)
+
+    def inside() -> dict[str, Any]:
+        (group,) = contents(find_results([tmp_path]))["groups"]
+        return dict(group["detail"]["inside"])
+
+    sample = 3 * 2 * 4 * 8 * 8
+    for cells, samples, rows in ((3 * sample, 3, 8), (2 * sample, 2, 8), (sample, 1, 8), (sample // 2, 1, 4)):
+        monkeypatch.setattr(page_module, "MAP_CELLS", cells)
+        found = inside()
+        assert (len(found["shown"]), len(found["rows"])) == (samples, rows)
+        assert sum(len(base64.b64decode(packed)) for packed in found["maps"].values()) <= cells
+    assert found["rows"] == [0, 2, 4, 6]
+    monkeypatch.undo()
+    monkeypatch.setattr(page_module, "TOKENS", 2 * 8 * 3)
+    assert len(inside()["tokens"]) == 2
+
+
+def test_page_needs_nothing_from_outside(runs: Path) -> None:
+    text = report([runs], Format.html)
+    parsed = Parsed(text)
+    assert len(text) < 500_000
+    assert not {"src", "srcset", "action", "poster"} & parsed.attributes
+    assert "http://" not in text.replace("http://www.w3.org/2000/svg", "")
+    assert "https://" not in text
+    for shown in ("full data", "random, inner loop", "Learning curves", "Nearest vocabulary tokens", "not a reading"):
+        assert shown in parsed.text
+    assert parsed.tags["main"] == parsed.tags["h1"] == 1
+
+
+def test_without_the_model(runs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    moved = Path(shutil.copytree(runs, tmp_path / "runs"))
+    distilled = DistilledDataset.from_pretrained(moved / "distilled" / "distilled")
+    distilled.card.model["name"] = str(tmp_path / "none")  # type: ignore[index]
+    distilled.save_pretrained(moved / "distilled" / "distilled")
+    (group,) = contents(find_results([moved]))["groups"]
+    inside = group["detail"]["inside"]
+    assert (inside["learner"], inside["tokens"], list(inside["maps"])) == (False, None, ["label"])
+    assert "cannot be loaded" in caplog.text
+    assert "could not be loaded where this page was made" in Parsed(report([moved], Format.html)).text
+
+
+def test_less_than_a_run_folder(runs: Path, tmp_path: Path) -> None:
+    """Results alone, a run without curves and configuration, a set without attention labels."""
+    for name in ("distilled", "full"):
+        (tmp_path / f"{name}.json").write_text((runs / name / "results.json").read_text())
+    files = sorted(tmp_path.glob("*.json"))
+    (group,) = contents(find_results(files))["groups"]
+    assert (group["detail"], group["headline"]["method"]) == (None, "distilled")
+    assert [row["run"]["text"] for row in group["compared"]["rows"]] == ["distilled.json", "full.json"]
+    assert "None of these results lies in a run folder" in " ".join(Parsed(report(files, Format.html)).text.split())
+    (group,) = contents(find_results(files[1:]))["groups"]
+    assert group["headline"] is None
+    assert "full data" in report(files[1:], Format.html)
+
+    bare = Path(shutil.copytree(runs / "distilled", tmp_path / "bare"))
+    for name in ("metrics.jsonl", "config.yaml", ".hydra/overrides.yaml"):
+        (bare / name).unlink()
+    results = json.loads((bare / "results.json").read_text())
+    del results["peak_memory_bytes"]
+    (bare / "results.json").write_text(json.dumps(results))
+    distilled = DistilledDataset.from_pretrained(bare / "distilled")
+    distilled.config.attention_label_type = type(distilled.config.attention_label_type)("none")
+    del distilled.raw["attention_labels"]
+    distilled.save_pretrained(bare / "distilled")
+    text = Parsed(report([bare], Format.html)).text
+    assert "This set has no attention labels." in text
+    assert "No command line was recorded" in text
+    assert "Learning curves" not in text
+    assert "Nearest vocabulary tokens" in text
+
+
+def test_run_with_the_lowest_validation_loss_is_told(runs: Path, tmp_path: Path) -> None:
+    for name, loss, rate, lr in (("x", 0.9, 0.1, 1.0), ("y", 0.2, 0.1, 2.0), ("z", 0.5, 0.3, 1.0)):
+        run = Path(shutil.copytree(runs / "distilled", tmp_path / name))
+        results = json.loads((run / "results.json").read_text())
+        results["validation"]["loss"] = loss
+        (run / "results.json").write_text(json.dumps(results))
+        config = (run / "config.yaml").read_text()
+        config = config.replace("lr_inputs_embeds: null", f"lr_inputs_embeds: {rate}")
+        (run / "config.yaml").write_text(config.replace("lr_init: 0.1", f"lr_init: {lr}"))
+    (group,) = contents(find_results([tmp_path]))["groups"]
+    assert group["detail"]["name"] == "y"
+    assert group["headline"]["settings"] == "distilled_data.lr_init=2.0, train.lr_inputs_embeds=0.1"
+    assert len(group["lines"]) == 3
+    sweep = group["sweep"]
+    assert sweep["keys"] == ["distilled_data.lr_init", "train.lr_inputs_embeds"]
+    assert sweep["metrics"][:2] == ["validation loss", "validation accuracy"]
+    found = [(run["settings"]["train.lr_inputs_embeds"], run["metrics"]["validation loss"]) for run in sweep["runs"]]
+    assert found == [
+        ("0.1", 0.9), ("0.1", 0.2), ("0.3", 0.5),
+    ]  # fmt: skip
+    rows = {row["run"]["text"]: row for row in group["compared"]["rows"]}
+    assert rows["z"]["train.lr_inputs_embeds"] == {"value": 0.3, "text": "0.3"}
+
+
+def test_each_task_has_its_part(runs: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(runs, tmp_path / "other"))
+    for file in other.rglob("results.json"):
+        file.write_text(json.dumps(json.loads(file.read_text()) | {"task": "other", "protocol": "paper"}))
+    found = find_results([runs, other])
+    assert [(group["task"], len(group["lines"])) for group in contents(found)["groups"]] == [("other", 3), ("toy", 3)]
+    parsed = Parsed(page(found))
+    assert parsed.tags["article"] == 2
+    assert parsed.tags["h1"] == 1
+    assert parsed.text.count("the set was chosen on the rows that are reported") == 1
+
+
+def test_markup_in_files_stays_text(tiny_bert: Path, toy_data: Path, tmp_path: Path) -> None:
+    def config(*more: str) -> Any:
+        return toy.hostile_config(tiny_bert, toy_data, tmp_path, *SETTINGS, *more)
+
+    distill(config(), {"overrides.yaml": f"- {json.dumps('x=' + toy.HACK)}\n"})
+    text = report([tmp_path / "runs"], Format.html)
+    parsed = Parsed(text)
+    assert not [name for name in parsed.attributes if name.startswith("on")]
+    assert parsed.tags["img"] == parsed.tags["i"] == parsed.tags["b"] == 0
+    assert parsed.tags["script"] == 2
+    for shown in (toy.HOSTILE_TASK, *toy.HOSTILE_CLASSES.values(), f"x={toy.HACK}"):
+        assert shown in parsed.text
+    (inside,) = parsed.blocks
+    tokens = {token for sample in inside["tokens"] for near in sample for token, _ in near}
+    assert any(token.startswith(toy.HACK) for token in tokens)
+    assert report([tmp_path / "runs"], Format.markdown).count("<script>") == 0
+    rows = list(csv.DictReader(io.StringIO(report([tmp_path / "runs"], Format.csv))))
+    assert rows[0]["task"] == toy.HOSTILE_TASK
+
+
+def test_policy_lets_only_the_pages_script_run(runs: Path) -> None:
+    text = report([runs], Format.html)
+    script = text.rpartition("<script>")[2].partition("</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in text
+
+
+@pytest.mark.parametrize(
+    ("show", "value", "text"),
+    [
+        (_size, 12, "12 bytes"), (_size, 999.7, "1 kB"), (_size, 464_000, "464 kB"), (_size, 1.5e9, "1.5 GB"),
+        (_duration, 0.25, "0.25 s"), (_duration, 119, "119 s"), (_duration, 2156, "35.9 min"),
+        (_duration, 9000, "2.5 h"),
+    ],
+)  # fmt: skip
+def test_sizes_and_times(show: Callable[[float], str], value: float, text: str) -> None:
+    assert show(value) == text

@@ -1,0 +1,219 @@
+"""The state of a run on disk, its lock and its signals."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import socket
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from tests.conftest import FRESH
+from textdistill.training import checkpoint as checkpoint_module
+from textdistill.training.checkpoint import (
+    Checkpoint,
+    Interrupted,
+    Interrupts,
+    load_checkpoint,
+    save_checkpoint,
+    sole_writer,
+)
+
+STATE = {"progress": {"step": 3, "losses": [0.1, 1 / 3]}, "nothing": None}
+SETTINGS = {"train.epoch": 3, "model.model_name": "x", "data": ["a", "b"]}
+
+
+def some_tensors() -> dict[str, torch.Tensor]:
+    return {
+        "double": torch.randn(2, 3, dtype=torch.float64),
+        "half": torch.randn(4).bfloat16(),
+        "transposed": torch.randn(3, 2).T,
+        "scalar": torch.tensor(3.0),
+        "empty": torch.empty(0, 5),
+        "nan": torch.tensor([1.0, float("nan"), float("inf")]),
+    }
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    path = tmp_path / "checkpoints" / "checkpoint.safetensors"
+    save_checkpoint(path, Checkpoint({"x": torch.arange(6.0)}, STATE), SETTINGS)
+    return path
+
+
+def test_state_comes_back_bit_for_bit(tmp_path: Path) -> None:
+    path, tensors = tmp_path / "new" / "state", some_tensors()
+    save_checkpoint(path, Checkpoint(tensors, STATE), SETTINGS)
+    loaded = load_checkpoint(path, SETTINGS)
+    assert loaded.state == STATE
+    assert loaded.tensors.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert loaded.tensors[name].dtype == tensor.dtype
+        assert torch.equal(loaded.tensors[name].nan_to_num(7.0), tensor.nan_to_num(7.0))
+    assert [entry.name for entry in path.parent.iterdir()] == ["state"]
+
+
+@pytest.mark.parametrize("after", [0, 40])
+def test_disk_that_fills_leaves_the_earlier_state(saved: Path, after: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(tensors: Any, path: Path, metadata: Any) -> None:
+        Path(path).write_bytes(b"x" * after)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint_module, "save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        save_checkpoint(saved, Checkpoint({"x": torch.zeros(6)}, STATE), SETTINGS)
+    assert torch.equal(load_checkpoint(saved, SETTINGS).tensors["x"], torch.arange(6.0))
+    assert [entry.name for entry in saved.parent.iterdir()] == [saved.name]
+
+
+def test_settings_that_differ_are_named(saved: Path) -> None:
+    with pytest.raises(ValueError, match=r"differs in extra .*, train\.epoch \(was 3, now 4\); restore") as error:
+        load_checkpoint(saved, SETTINGS | {"train.epoch": 4, "extra": 1})
+    assert "model_name" not in str(error.value)
+
+
+def test_every_flipped_bit_is_refused(saved: Path) -> None:
+    whole = saved.read_bytes()
+    for index in range(0, 8 * len(whole), 5):
+        damaged = bytearray(whole)
+        damaged[index // 8] ^= 1 << index % 8
+        saved.write_bytes(damaged)
+        try:
+            loaded = load_checkpoint(saved, SETTINGS)
+        except ValueError as error:
+            assert str(saved) in str(error)
+        else:  # white space of the header, or the like
+            assert loaded.state == STATE
+            assert torch.equal(loaded.tensors["x"], torch.arange(6.0))
+
+
+def test_other_files_are_refused(saved: Path) -> None:
+    def reseal(**changes: str) -> None:
+        with safe_open(saved, "pt") as file:
+            metadata = file.metadata()
+        save_file(load_file(saved), saved, metadata | changes)
+
+    text = json.dumps({"settings": SETTINGS})
+    sha256 = checkpoint_module._sha256({"x": torch.arange(6.0)}, text)
+    reseal(json=text, sha256=sha256)
+    with pytest.raises(ValueError, match="must hold the state of a run as JSON"):
+        load_checkpoint(saved, SETTINGS)
+    reseal(format_version="2")
+    with pytest.raises(ValueError, match="format_version of a checkpoint must be 1, got '2'"):
+        load_checkpoint(saved, SETTINGS)
+    save_file({"x": torch.zeros(1)}, saved)
+    with pytest.raises(ValueError, match="format_version of a checkpoint must be 1, got None"):
+        load_checkpoint(saved, SETTINGS)
+    saved.write_bytes(saved.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="not a whole safetensors file"):
+        load_checkpoint(saved, SETTINGS)
+
+
+# --- One writer
+
+
+def test_second_writer_is_told_who_holds_the_folder(tmp_path: Path) -> None:
+    holder = rf"is being written by pid {os.getpid()} on {socket.gethostname()}; wait for it"
+    with sole_writer(tmp_path / "run"):
+        with pytest.raises(ValueError, match=holder), sole_writer(tmp_path / "run"):
+            pass
+        with sole_writer(tmp_path / "other"):
+            pass
+    with sole_writer(tmp_path / "run"):
+        pass
+
+
+def die_writing(folder: Path) -> None:
+    with sole_writer(folder):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_lock_of_a_dead_process_is_taken_over(tmp_path: Path) -> None:
+    process = FRESH.Process(target=die_writing, args=(tmp_path,))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert "pid" in (tmp_path / "run.holder").read_text()
+    with sole_writer(tmp_path):
+        assert f"pid {os.getpid()} " in (tmp_path / "run.holder").read_text()
+
+
+def test_error_inside_releases_the_folder(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="inside"), sole_writer(tmp_path):
+        raise RuntimeError("inside")
+    with sole_writer(tmp_path):
+        pass
+
+
+# --- Signals
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_signal_waits_for_a_whole_state(signum: signal.Signals) -> None:
+    before, passed = signal.getsignal(signum), []
+    with pytest.raises(Interrupted) as raised, Interrupts() as interrupts:
+        assert not interrupts.noted
+        signal.raise_signal(signum)
+        passed.append("half a step")
+        assert interrupts.noted
+        interrupts.stop()
+    assert passed == ["half a step"]
+    assert raised.value.signum == signum
+    assert signal.getsignal(signum) == before
+
+
+def test_signal_ends_an_open_block_at_once() -> None:
+    passed = []
+    with pytest.raises(Interrupted), Interrupts() as interrupts, interrupts.at_once():
+        signal.raise_signal(signal.SIGINT)
+        passed.append("the rest of a validation")
+    assert not passed
+
+
+def test_signal_before_an_open_block_is_raised_by_it() -> None:
+    with pytest.raises(Interrupted), Interrupts() as interrupts:
+        signal.raise_signal(signal.SIGINT)
+        with interrupts.at_once():
+            pytest.fail("the block began")
+
+
+def test_second_signal_is_raised_at_once() -> None:
+    passed = []
+    with pytest.raises(Interrupted), Interrupts():
+        signal.raise_signal(signal.SIGINT)
+        passed.append("first")
+        signal.raise_signal(signal.SIGINT)
+        passed.append("second")
+    assert passed == ["first"]
+
+
+def test_signal_in_the_last_step_is_not_lost() -> None:
+    with pytest.raises(Interrupted), Interrupts():
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_error_goes_before_a_noted_signal() -> None:
+    with pytest.raises(OSError, match="disk"), Interrupts():
+        signal.raise_signal(signal.SIGINT)
+        raise OSError("disk")
+
+
+def test_other_threads_leave_the_handlers_alone() -> None:
+    before, seen = signal.getsignal(signal.SIGINT), []
+
+    def work() -> None:
+        with Interrupts():
+            seen.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [before]
