@@ -1,0 +1,142 @@
+"""The folder of a run: the name of every file in it, its lock and its log."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+
+class RunFolder:
+    """A run's directory. This is the one place that knows what the files in it are called.
+
+    Attributes:
+        path: the directory, ``base.save_dir``.
+        checkpoints: the directory of the state and of the sets kept on the way, ``train.save_ckpt_dir``.
+
+    """
+
+    def __init__(self, path: str | Path, checkpoints: str | Path | None = None) -> None:
+        self.path = Path(path)
+        self.checkpoints = self.path / "checkpoints" if checkpoints is None else Path(checkpoints)
+
+    @property
+    def config(self) -> Path:
+        """The configuration of the run."""
+        return self.path / "config.yaml"
+
+    @property
+    def results(self) -> Path:
+        """The result, see ``RunResult``."""
+        return self.path / "results.json"
+
+    @property
+    def metrics(self) -> Path:
+        """The training curve, a JSON object a line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def log(self) -> Path:
+        """The log."""
+        return self.path / "run.log"
+
+    @property
+    def distilled(self) -> Path:
+        """The best distilled set."""
+        return self.path / "distilled"
+
+    @property
+    def hydra(self) -> Path:
+        """The files of Hydra's composition; absent where Python started the run."""
+        return self.path / ".hydra"
+
+    @property
+    def overrides(self) -> Path:
+        """The overrides of the command line."""
+        return self.hydra / "overrides.yaml"
+
+    @property
+    def mlflow_id(self) -> Path:
+        """The id of the run in MLflow."""
+        return self.path / "mlflow.json"
+
+    @property
+    def checkpoint(self) -> Path:
+        """The state that an interrupted run goes on from."""
+        return self.checkpoints / "checkpoint.safetensors"
+
+    @property
+    def best(self) -> Path:
+        """The distilled set at the lowest validation loss so far."""
+        return self.checkpoints / "best"
+
+    @property
+    def last(self) -> Path:
+        """The distilled set of the last outer step."""
+        return self.checkpoints / "last"
+
+    def artifacts(self) -> list[Path]:
+        """What MLflow keeps a copy of, where it exists."""
+        return [path for path in (self.hydra, self.best, self.last, self.log, self.results) if path.exists()]
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Holds the folder, created if need be, for the length of a block.
+
+        The operating system releases the lock of a process that dies, so no stale lock remains.
+
+        Raises:
+            ValueError: another process holds it; the message names its pid and host.
+
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        # The owner's pid has its own file, because acquiring the lock truncates the lock file.
+        owner = self.path / "run.holder"
+        lock = FileLock(self.path / "run.lock", timeout=0)
+        try:
+            held = lock.acquire()
+        except Timeout as error:
+            who = owner.read_text(encoding="utf-8") if owner.exists() else "another process"
+            raise ValueError(
+                f"base.save_dir={self.path} is being written by {who}; wait for it to end, or choose another"
+                " base.save_dir"
+            ) from error
+        with held:
+            owner.write_text(f"pid {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+            try:
+                yield
+            finally:
+                owner.unlink(missing_ok=True)
+
+    @contextmanager
+    def log_file(self, expected: tuple[type[BaseException], ...] = ()) -> Iterator[None]:
+        """Copies the log to ``log`` for the length of a block, and the traceback of an error that ends it.
+
+        Args:
+            expected: errors that end a run on purpose and leave no traceback.
+
+        """
+        handler = logging.FileHandler(self.log, encoding="utf-8")
+        handler.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] %(message)s"))
+        package = logging.getLogger("textdistill")
+        level = package.level
+        package.setLevel(logging.INFO)
+        logging.getLogger().addHandler(handler)
+        try:
+            yield
+        except Exception as error:
+            if not isinstance(error, expected):
+                # The command line prints one line; the traceback goes to the file alone.
+                record = {"name": __name__, "levelname": "ERROR", "msg": "the run ended", "exc_info": sys.exc_info()}
+                handler.handle(logging.makeLogRecord(record))
+            raise
+        finally:
+            logging.getLogger().removeHandler(handler)
+            package.setLevel(level)
+            handler.close()

@@ -1,0 +1,234 @@
+"""The result of a run, an evaluation or a baseline: what ``results.json`` holds, as an object."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from statistics import fmean
+from typing import Any, TypeVar
+
+import numpy as np
+
+from textdistill.core.files import replacing
+
+# Version of the layout of results.json, in its ``versions``. Files without one have version 1.
+RESULTS_VERSION = 1
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Score:
+    """One metric over n learners.
+
+    Attributes:
+        mean: the mean of ``values``.
+        std: their sample standard deviation; None for one learner.
+        n: the number of learners.
+        values: one value a learner, in the order of the learners.
+
+    """
+
+    mean: float
+    std: float | None
+    n: int
+    values: list[float]
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Score:
+        """Summarises the values, in the order of the learners."""
+        # The statistics module raises an error for the deviation of a NaN; numpy returns NaN.
+        std = float(np.std(values, ddof=1)) if len(values) > 1 else None
+        return cls(fmean(values), std, len(values), list(values))
+
+
+@dataclass(frozen=True)
+class ModelId:
+    """The encoder: its name as the user gave it, and the hub commit or checksum of its weights where known."""
+
+    name: str
+    revision: str | None
+
+
+@dataclass(frozen=True)
+class SplitSize:
+    """Which rows a split holds, in words, and how many."""
+
+    source: str
+    rows: int
+
+
+@dataclass(frozen=True)
+class SetShape:
+    """The settings of the distilled set that was scored, and the name of the encoder that it was made for."""
+
+    distilled_data: Mapping[str, Any]
+    learner_train: Mapping[str, Any]
+    made_for: str
+
+
+@dataclass(frozen=True)
+class TrainingSummary:
+    """How distillation went; the optional values are None for a run with ``train.skip_train``.
+
+    Attributes:
+        outer_steps: updates of the distilled set.
+        training_seconds: wall-clock time, validation and checkpoints included, over all processes that took part.
+        best_step: the outer step with the lowest validation loss.
+        validation: the metrics of that step.
+        clipped_steps: updates that ``train.max_grad_norm`` shortened.
+        checkpoint_seconds: wall-clock time of checkpoints alone.
+
+    """
+
+    outer_steps: int
+    training_seconds: float
+    best_step: int | None = None
+    validation: Mapping[str, float] | None = None
+    clipped_steps: int | None = None
+    checkpoint_seconds: float | None = None
+
+
+@dataclass(frozen=True)
+class BaselineSettings:
+    """Which baseline was scored; the optional values are None where they do not apply.
+
+    Attributes:
+        baseline: full, random, k-centers or herding.
+        training: inner_loop or ordinary.
+        data_per_label: real samples of each class.
+        lr: the learning rate that validation chose.
+        train_step: inner steps.
+
+    """
+
+    baseline: str
+    training: str | None = None
+    data_per_label: int | None = None
+    lr: float | None = None
+    train_step: int | None = None
+
+
+@dataclass(frozen=True)
+class SetSource:
+    """Where the distilled set of an evaluation came from: a folder or repository, and its commit."""
+
+    distilled: str
+    distilled_revision: str | None
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run, an evaluation or a baseline ends with.
+
+    Attributes:
+        task: name of the task.
+        model: the encoder.
+        protocol: ``clean`` or ``paper``.
+        splits: ``train``, ``validation`` and ``test``.
+        seed: ``base.seed``.
+        metrics: the score on the test split by metric; ``loss`` and ``accuracy`` are always there.
+        versions: of the packages that computed it.
+        seconds: wall-clock time; None in files that do not state it.
+        peak_memory_bytes: of process 0; None where it was not measured.
+        shape: of the distilled set; None for a baseline.
+        training: of the distilled set; None unless this run distilled it.
+        baseline: None unless it is one.
+        source: None unless an evaluation read a saved set.
+
+    """
+
+    task: str
+    model: ModelId
+    protocol: str
+    splits: Mapping[str, SplitSize]
+    seed: int
+    metrics: Mapping[str, Score]
+    versions: Mapping[str, str]
+    seconds: float | None = None
+    peak_memory_bytes: int | None = None
+    shape: SetShape | None = None
+    training: TrainingSummary | None = None
+    baseline: BaselineSettings | None = None
+    source: SetSource | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As ``results.json`` holds it: one flat object, without the values that are None, but for a null revision."""
+        parts = [self.shape, self.training, self.baseline, self.source]
+        flat = {field.name: getattr(self, field.name) for field in fields(self)}
+        for name in ("shape", "training", "baseline", "source"):
+            del flat[name]
+        for part in filter(None, parts):
+            flat |= {name: value for name, value in asdict(part).items() if value is not None}
+        if self.source is not None:
+            flat["distilled_revision"] = self.source.distilled_revision
+        flat |= {
+            "model": asdict(self.model),
+            "splits": {name: asdict(split) for name, split in self.splits.items()},
+            "metrics": {name: asdict(score) for name, score in self.metrics.items()},
+            "versions": {"results": RESULTS_VERSION, **self.versions},
+        }
+        return {name: value for name, value in flat.items() if value is not None or name == "distilled_revision"}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> RunResult:
+        """Reads what ``to_dict`` gives, of this or an earlier version of the layout; unknown keys are ignored.
+
+        Raises:
+            ValueError: a key is missing, a value has another type, or a later version wrote it.
+
+        """
+        versions = dict(_typed(values, "versions", dict))
+        if (version := versions.pop("results", 1)) != RESULTS_VERSION:
+            raise ValueError(f"versions.results must be {RESULTS_VERSION}, got {version!r}; upgrade textdistill")
+        return cls(
+            task=_typed(values, "task", str),
+            model=_part(ModelId, _typed(values, "model", dict)),
+            protocol=_typed(values, "protocol", str),
+            splits={name: _part(SplitSize, split) for name, split in _typed(values, "splits", dict).items()},
+            seed=_typed(values, "seed", int),
+            metrics={name: _part(Score, score) for name, score in _typed(values, "metrics", dict).items()},
+            versions=versions,
+            seconds=values.get("seconds"),
+            peak_memory_bytes=values.get("peak_memory_bytes"),
+            shape=_part(SetShape, values) if "made_for" in values else None,
+            training=_part(TrainingSummary, values) if "training_seconds" in values else None,
+            baseline=_part(BaselineSettings, values) if "baseline" in values else None,
+            source=_part(SetSource, values) if "distilled" in values else None,
+        )
+
+    def write(self, path: Path) -> None:
+        """Writes ``results.json``, whole or not at all; its folder is created."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as partial:
+            partial.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: Path) -> RunResult:
+        """Reads ``results.json``.
+
+        Raises:
+            ValueError: the file is not one that this package wrote.
+
+        """
+        try:
+            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} must be what distill, evaluate or baseline wrote, got {error}") from error
+
+
+def _typed(values: Mapping[str, Any], key: str, kind: type[T]) -> T:
+    value = values.get(key)
+    if not isinstance(value, kind):
+        raise ValueError(f"{key} must be {kind.__name__}, got {value!r:.100}")
+    return value
+
+
+def _part(kind: type[T], values: Mapping[str, Any]) -> T:
+    """The dataclass ``kind`` from those of ``values`` that it has a field for."""
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{kind.__name__} must be an object, got {values!r:.100}")
+    names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    return kind(**{name: value for name, value in values.items() if name in names})
