@@ -24,7 +24,7 @@ class Precision:
 
     @classmethod
     def of(cls, *, fp16: bool = False, bf16: bool = False, tf32: bool = False) -> Precision:
-        """The precision of a configuration's ``fp16``, ``bf16`` and ``tf32``, of which the first two exclude each other."""
+        """The precision that a configuration's ``fp16``, ``bf16`` and ``tf32`` ask for."""
         return cls(torch.float16 if fp16 else torch.bfloat16 if bf16 else None, tf32)
 
     def autocast(self, device: torch.device) -> torch.autocast:

@@ -156,7 +156,7 @@ class RunResult:
 
     def to_dict(self) -> dict[str, Any]:
         """As ``results.json`` holds it: one flat object, without the values that are None, but for a null revision."""
-        parts = [self.shape, self.training, self.baseline, self.source]
+        parts: list[Any] = [self.shape, self.training, self.baseline, self.source]
         flat = {field.name: getattr(self, field.name) for field in fields(self)}
         for name in ("shape", "training", "baseline", "source"):
             del flat[name]
