@@ -154,11 +154,11 @@ def test_every_substitution_is_used() -> None:
         assert written in run
 
 
-def test_tree_of_the_readme_names_every_module() -> None:
-    (tree,) = (block.code for block in blocks(ROOT / "README.md") if block.code.startswith("src/textdistill/"))
-    named = set(re.findall(r"\b\w+\.py\b", "\n".join(line for line in tree.splitlines() if line.startswith("  "))))
+def test_tree_of_packages_names_every_package() -> None:
+    (tree,) = (block.code for block in blocks(ROOT / "CONTRIBUTING.md") if block.code.startswith("src/textdistill/"))
+    named = re.findall(r"^  (\w+)/", tree, re.MULTILINE)
     package = ROOT / "src" / "textdistill"
-    assert named == {file.name for file in package.glob("*.py")} - {"__init__.py", "__main__.py"}
+    assert sorted(named) == sorted(folder.parent.name for folder in package.glob("*/__init__.py"))
 
 
 def rows(name: str, columns: int) -> dict[str, list[str]]:
