@@ -17,7 +17,7 @@ import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet
 
-from textdistill.data.source import PIECE_ROWS, Columns, OfficialSplit, Scan
+from textdistill.data.source import PIECE_ROWS, Columns, Scan, SourceSplit
 
 if TYPE_CHECKING:  # over a second to import, and local files do without
     from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
@@ -28,7 +28,7 @@ SPLIT_NAMES = {"train": "train", "test": "test"} | dict.fromkeys(
 _BLOCK = 2**24  # bytes of csv and json read at a time; no row may be longer
 
 
-def read_files(path: Path, columns: Columns) -> dict[str, OfficialSplit]:
+def read_files(path: Path, columns: Columns) -> dict[str, SourceSplit]:
     """The splits of a folder's files that are called after them, or of one file, which is the train split.
 
     Raises:
@@ -39,7 +39,7 @@ def read_files(path: Path, columns: Columns) -> dict[str, OfficialSplit]:
     return {name: _file_split(name, file, f"data.path={path}", columns) for name, file in _files(path).items()}
 
 
-def read_saved(folder: str, columns: Columns) -> dict[str, OfficialSplit]:
+def read_saved(folder: str, columns: Columns) -> dict[str, SourceSplit]:
     """The splits of a ``DatasetDict`` saved by ``save_to_disk``.
 
     Raises:
@@ -48,15 +48,15 @@ def read_saved(folder: str, columns: Columns) -> dict[str, OfficialSplit]:
     """
     from datasets import DatasetDict, load_from_disk
 
-    found, where = load_from_disk(folder), f"data.datasets_path={folder}"
+    found, origin = load_from_disk(folder), f"data.datasets_path={folder}"
     if not isinstance(found, DatasetDict):
-        raise ValueError(f"{where} must be a DatasetDict, saved by save_to_disk, got one split")
-    return _dataset_splits(found, where, columns)
+        raise ValueError(f"{origin} must be a DatasetDict, saved by save_to_disk, got one split")
+    return _dataset_splits(found, origin, columns)
 
 
 def read_hub(
     name: str, arguments: Sequence[str], columns: Columns, num_proc: int, datasets_path: str | None
-) -> dict[str, OfficialSplit]:
+) -> dict[str, SourceSplit]:
     """The splits of a hub dataset, downloaded, and saved to ``datasets_path`` if given.
 
     Args:
@@ -72,8 +72,8 @@ def read_hub(
     """
     from datasets import load_dataset
 
-    where = f"data.task_name={name}"
-    with _fetching(where, arguments):
+    origin = f"data.task_name={name}"
+    with _fetching(origin, arguments):
         splits: DatasetDict = load_dataset(*arguments, num_proc=num_proc if num_proc > 1 else None)
     if datasets_path is not None:
         target = Path(datasets_path)
@@ -82,10 +82,10 @@ def read_hub(
             splits.save_to_disk(Path(folder) / "splits")
             if not target.exists():  # another job of a sweep may have been quicker
                 os.replace(Path(folder) / "splits", target)
-    return _dataset_splits(splits, where, columns)
+    return _dataset_splits(splits, origin, columns)
 
 
-def stream_hub(name: str, arguments: Sequence[str], columns: Columns) -> dict[str, OfficialSplit]:
+def stream_hub(name: str, arguments: Sequence[str], columns: Columns) -> dict[str, SourceSplit]:
     """The splits of a hub dataset, fetched anew by every pass over their rows and never on disk.
 
     Args:
@@ -100,14 +100,14 @@ def stream_hub(name: str, arguments: Sequence[str], columns: Columns) -> dict[st
     """
     from datasets import load_dataset
 
-    where = f"data.task_name={name}"
-    with _fetching(where, arguments), _streaming(where):
+    origin = f"data.task_name={name}"
+    with _fetching(origin, arguments), _streaming(origin):
         splits: IterableDatasetDict = load_dataset(*arguments, streaming=True)
-        found = _dataset_splits(splits, where, columns)
+        found = _dataset_splits(splits, origin, columns)
 
     def fetched(scan: Scan) -> Scan:
         def fetch(columns: Sequence[str]) -> Iterator[pa.Table]:
-            with _fetching(where, arguments), _streaming(where):
+            with _fetching(origin, arguments), _streaming(origin):
                 yield from scan(columns)
 
         return fetch
@@ -116,30 +116,30 @@ def stream_hub(name: str, arguments: Sequence[str], columns: Columns) -> dict[st
 
 
 @contextmanager
-def _fetching(where: str, arguments: Sequence[str]) -> Iterator[None]:
+def _fetching(origin: str, arguments: Sequence[str]) -> Iterator[None]:
     try:
         yield
     except OSError as error:
         raise FileNotFoundError(
-            f"{where}: cannot fetch {' '.join(arguments)} from the hub ({type(error).__name__}: {error}); "
+            f"{origin}: cannot fetch {' '.join(arguments)} from the hub ({type(error).__name__}: {error}); "
             "without a network give local files with data.path="
         ) from error
 
 
 @contextmanager
-def _streaming(where: str) -> Iterator[None]:
+def _streaming(origin: str) -> Iterator[None]:
     try:
         yield
     except (NotImplementedError, ValueError, pa.ArrowException) as error:
         raise ValueError(
-            f"data.streaming must be false for {where}, got true: its files cannot be streamed, or are empty or "
+            f"data.streaming must be false for {origin}, got true: its files cannot be streamed, or are empty or "
             f"broken ({type(error).__name__}: {error}); leave it out"
         ) from error
 
 
 def _dataset_splits(
-    splits: Mapping[str, Dataset | IterableDataset], where: str, columns: Columns
-) -> dict[str, OfficialSplit]:
+    splits: Mapping[str, Dataset | IterableDataset], origin: str, columns: Columns
+) -> dict[str, SourceSplit]:
     found = {}
     for name, rows in splits.items():
         # Where csv or json is streamed, nothing is known of the columns before the first row.
@@ -148,7 +148,7 @@ def _dataset_splits(
         )
         label = (rows.features or {}).get(columns.label)
         class_names = tuple(getattr(label, "names", None) or ())
-        found[name] = OfficialSplit(name, where, columns, column_names, class_names, _dataset_scan(rows))
+        found[name] = SourceSplit(name, origin, columns, column_names, class_names, _dataset_scan(rows))
     return found
 
 
@@ -179,7 +179,7 @@ def _files(path: Path) -> dict[str, Path]:
     return files
 
 
-def _file_split(name: str, file: Path, where: str, columns: Columns) -> OfficialSplit:
+def _file_split(name: str, file: Path, origin: str, columns: Columns) -> SourceSplit:
     def scan(names: Sequence[str]) -> Iterator[pa.Table]:
         with _reading(file):
             for table in rows(names):
@@ -195,7 +195,7 @@ def _file_split(name: str, file: Path, where: str, columns: Columns) -> Official
 
             label = pa.schema([schema.field(columns.label)], schema.metadata)
             class_names = tuple(getattr(Features.from_arrow_schema(label)[columns.label], "names", None) or ())
-    return OfficialSplit(name, where, columns, schema.names, class_names, scan)
+    return SourceSplit(name, origin, columns, schema.names, class_names, scan)
 
 
 @contextmanager

@@ -30,12 +30,12 @@ class Columns:
 
 
 @dataclass(frozen=True, eq=False)
-class OfficialSplit:
+class SourceSplit:
     """A split as its source has it. Errors are raised when what they are about is asked for.
 
     Attributes:
         name: the source's name of the split.
-        where: the key that names the source, and its value.
+        origin: the key that names the source, and its value.
         columns: those to read.
         column_names: those that there are.
         class_names: names of integer labels, where the source knows them.
@@ -44,7 +44,7 @@ class OfficialSplit:
     """
 
     name: str
-    where: str
+    origin: str
     columns: Columns
     column_names: Sequence[str]
     class_names: tuple[str, ...]
@@ -123,7 +123,7 @@ class OfficialSplit:
             yield pa.table({column: texts.add(piece[column]) for column, texts in again.items()})
         if rows != self._content.rows or [texts.digest() for texts in again.values()] != self.digests:
             raise ValueError(
-                f"{self.where}: the texts of the {self.name} split must stay as they are while they are read, "
+                f"{self.origin}: the texts of the {self.name} split must stay as they are while they are read, "
                 "but they changed; try again"
             )
 
@@ -139,7 +139,7 @@ class OfficialSplit:
             if self.columns.label in self.column_names:
                 content.labels.add(piece[self.columns.label])
         if not content.rows:
-            raise ValueError(f"{self.where}: the {self.name} split must not be empty; give it rows or remove it")
+            raise ValueError(f"{self.origin}: the {self.name} split must not be empty; give it rows or remove it")
         return content
 
     def _scan_pieces(self, columns: Sequence[str]) -> Iterator[pa.Table]:
@@ -159,13 +159,13 @@ class TextSplit:
     """N labelled texts of an official split.
 
     Attributes:
-        official: where they are.
+        source: where they are.
         chosen: which of its rows they are, bool (rows,).
         labels: class indices 0..C-1, int64 (N,).
 
     """
 
-    official: OfficialSplit
+    source: SourceSplit
     chosen: np.ndarray
     labels: np.ndarray
 

@@ -16,7 +16,7 @@ import torch
 
 from textdistill.core.seeding import generator
 from textdistill.data.readers import SPLIT_NAMES, read_files, read_hub, read_saved, stream_hub
-from textdistill.data.source import Columns, OfficialSplit, TextSplit
+from textdistill.data.source import Columns, SourceSplit, TextSplit
 
 logger = logging.getLogger(__name__)
 
@@ -132,12 +132,12 @@ class TextTask:
             ValueError: the source changed since the task was loaded.
 
         """
-        for official in {split.official: None for split in self.splits.values()}:
+        for official in {split.source: None for split in self.splits.values()}:
             start = 0
             for piece in official.pieces():
                 stop = start + len(piece)
                 for name, split in self.splits.items():
-                    if split.official is official and split.chosen[start:stop].any():
+                    if split.source is official and split.chosen[start:stop].any():
                         yield name, piece.filter(pa.array(split.chosen[start:stop]))
                 start = stop
 
@@ -175,7 +175,7 @@ def load_task(config: DataConfig, seed: int) -> TextTask:
     reported = _reported_split(config, official, built_in)
     class_names, values = _classes(official["train"], built_in)
 
-    def whole(split: OfficialSplit) -> TextSplit:
+    def whole(split: SourceSplit) -> TextSplit:
         labels = split.class_indices(values)
         split.check_texts()
         return TextSplit(split, np.ones(len(labels), dtype=bool), labels)
@@ -203,7 +203,7 @@ def load_task(config: DataConfig, seed: int) -> TextTask:
                 f"data: class {class_names[counts.argmin()]!r} has no row in the {split} split ({source}); "
                 "every split needs every class: add rows, or leave the class out"
             )
-        content += [rows.official.digests, *(hashlib.sha256(a.data).hexdigest() for a in (rows.chosen, rows.labels))]
+        content += [rows.source.digests, *(hashlib.sha256(a.data).hexdigest() for a in (rows.chosen, rows.labels))]
 
     return TextTask(
         name=config.task_name,
@@ -238,20 +238,20 @@ def _columns(config: DataConfig, built_in: BuiltIn | None) -> Columns:
     return Columns(tuple(text_columns), label_column)
 
 
-def _read(config: DataConfig, columns: Columns) -> dict[str, OfficialSplit]:
+def _read(config: DataConfig, columns: Columns) -> dict[str, SourceSplit]:
     """The official splits by our names: train, validation, test."""
     saved = config.datasets_path is not None and Path(config.datasets_path).exists()
     if config.streaming and (config.path is not None or saved):
         reason = "data.path" if config.path is not None else f"data.datasets_path={config.datasets_path}"
         logger.warning("data.streaming=true has no effect: %s is there, and is read piece by piece anyway", reason)
     if config.path is not None:
-        where = f"data.path={config.path}"
+        origin = f"data.path={config.path}"
         found = read_files(Path(config.path), columns)
     elif config.datasets_path is not None and saved:
-        where = f"data.datasets_path={config.datasets_path}"
+        origin = f"data.datasets_path={config.datasets_path}"
         found = read_saved(config.datasets_path, columns)
     else:
-        where = f"data.task_name={config.task_name}"
+        origin = f"data.task_name={config.task_name}"
         built_in = TASKS.get(config.task_name)
         arguments = built_in.hub if built_in else (config.task_name,)
         if not arguments:
@@ -269,20 +269,20 @@ def _read(config: DataConfig, columns: Columns) -> dict[str, OfficialSplit]:
         else:
             found = read_hub(config.task_name, arguments, columns, config.num_proc, config.datasets_path)
 
-    official: dict[str, OfficialSplit] = {}
+    official: dict[str, SourceSplit] = {}
     for name in filter(SPLIT_NAMES.__contains__, found):
         ours = SPLIT_NAMES[name]
         if ours in official:
-            raise ValueError(f"{where} must hold one {ours} split, got {official[ours].name} and {name}; remove one")
+            raise ValueError(f"{origin} must hold one {ours} split, got {official[ours].name} and {name}; remove one")
         official[ours] = found[name]
     if "train" not in official:
         raise ValueError(
-            f"{where} must hold a split called train (such as train.csv), got {', '.join(found) or 'none'}"
+            f"{origin} must hold a split called train (such as train.csv), got {', '.join(found) or 'none'}"
         )
     return official
 
 
-def _classes(train: OfficialSplit, built_in: BuiltIn | None) -> tuple[tuple[str, ...], list[str]]:
+def _classes(train: SourceSplit, built_in: BuiltIn | None) -> tuple[tuple[str, ...], list[str]]:
     """Class names, and the labels that stand for them written as strings, both by class index."""
     present = sorted(train.labels()[0])
     key = f"data.label_column: {train.columns.label!r}"
@@ -303,8 +303,8 @@ def _classes(train: OfficialSplit, built_in: BuiltIn | None) -> tuple[tuple[str,
 
 
 def _reported_split(
-    config: DataConfig, official: dict[str, OfficialSplit], built_in: BuiltIn | None
-) -> OfficialSplit | None:
+    config: DataConfig, official: dict[str, SourceSplit], built_in: BuiltIn | None
+) -> SourceSplit | None:
     """The official split whose rows are reported, or None where train must be cut in three."""
     if set(official) == {"train"}:
         if config.protocol == Protocol.paper:
@@ -342,6 +342,6 @@ def _carve(split: TextSplit, rows: int, random: torch.Generator) -> tuple[TextSp
     def part(mask: np.ndarray) -> TextSplit:
         chosen = split.chosen.copy()
         chosen[split.chosen] = mask
-        return TextSplit(split.official, chosen, labels[mask])
+        return TextSplit(split.source, chosen, labels[mask])
 
     return part(carved), part(~carved)
