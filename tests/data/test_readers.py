@@ -65,12 +65,12 @@ def test_a_file_larger_than_what_is_read_at_a_time(tmp_path, monkeypatch, suffix
     file = tmp_path / f"train.{suffix}"
     WRITERS[suffix](pa.table(table), file)
     monkeypatch.setattr(sources, "_BLOCK", 2**16)
-    monkeypatch.setattr(sources, "PIECE_ROWS", 100)
+    monkeypatch.setattr(sources, "CHUNK_ROWS", 100)
     before, held, texts = pa.total_allocated_bytes(), 0, []
     task = load_task(own(tmp_path), 0)
-    for _, piece in task.pieces():
+    for _, chunk in task.chunks():
         held = max(held, pa.total_allocated_bytes() - before)
-        texts += piece["sentence"].to_pylist()
+        texts += chunk["sentence"].to_pylist()
     assert sorted(texts) == sorted(text.strip() for text in table["sentence"])
     assert held < 6e6 < 10e6 < sum(map(len, texts))
 
@@ -180,13 +180,13 @@ def test_hub_failure_names_the_local_way_out(monkeypatch):
         load_task(DataConfig("sst2"), 0)
 
 
-@pytest.mark.parametrize("piece_rows", [20, 30])
-def test_labels_of_two_types_are_refused_whether_or_not_a_piece_holds_both(tmp_path, monkeypatch, piece_rows):
+@pytest.mark.parametrize("chunk_rows", [20, 30])
+def test_labels_of_two_types_are_refused_whether_or_not_a_chunk_holds_both(tmp_path, monkeypatch, chunk_rows):
     table = rows(40) | {"label": [0] * 20 + ["x"] * 20}
     table = [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
     (tmp_path / "train.json").write_text(json.dumps(table))
-    monkeypatch.setattr(sources, "PIECE_ROWS", piece_rows)
-    message = {20: r"must hold labels of one type, got int64 and string; convert", 30: "is empty or broken"}[piece_rows]
+    monkeypatch.setattr(sources, "CHUNK_ROWS", chunk_rows)
+    message = {20: r"must hold labels of one type, got int64 and string; convert", 30: "is empty or broken"}[chunk_rows]
     with pytest.raises(ValueError, match=message):
         load_task(own(tmp_path), 0)
 

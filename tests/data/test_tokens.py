@@ -1,4 +1,4 @@
-"""Tokens: the tokenizer's, whatever the pieces; the cache."""
+"""Tokens: the tokenizer's, whatever the chunks; the cache."""
 
 import logging
 import shutil
@@ -55,13 +55,13 @@ def test_batches_without_token_types_where_the_model_takes_none(tmp_path):
     assert set(tokens["train"].batch([0, 1])) == {*PLAIN_INPUTS, "labels"}
 
 
-def test_nothing_depends_on_how_rows_are_cut_into_pieces(tmp_path, tokenizer, monkeypatch):
+def test_nothing_depends_on_how_rows_are_cut_into_chunks(tmp_path, tokenizer, monkeypatch):
     config = own(save(tmp_path, train=rows(60), test=rows(20, start=60)))
     whole = load_task(config, 0)
-    monkeypatch.setattr(official, "PIECE_ROWS", 7)
+    monkeypatch.setattr(official, "CHUNK_ROWS", 7)
     cut = load_task(config, 0)
     assert cut.fingerprint == whole.fingerprint
-    assert max(len(piece) for _, piece in cut.pieces()) <= 7
+    assert max(len(chunk) for _, chunk in cut.chunks()) <= 7
     tokens = tokenize(cut, tokenizer, config)
     monkeypatch.undo()
     for split, expected in tokenize(whole, tokenizer, config).items():
@@ -200,7 +200,7 @@ def test_tokens_are_mapped_and_outlive_their_files(cached, tokenizer, tmp_path, 
 
 def test_a_failure_leaves_nothing_in_the_cache(tmp_path, tokenizer, monkeypatch):
     task = load_task(own(save(tmp_path / "data", train=rows(60))), 0)
-    monkeypatch.setattr(type(task), "pieces", lambda self: iter([("train", pa.table({"sentence": [None]}))]))
+    monkeypatch.setattr(type(task), "chunks", lambda self: iter([("train", pa.table({"sentence": [None]}))]))
     with pytest.raises(ValueError, match="text input must be of type"):
         tokenize(task, tokenizer, DataConfig(preprocessed_datasets_path=str(tmp_path / "cache")))
     assert not list((tmp_path / "cache").iterdir())

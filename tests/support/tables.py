@@ -53,8 +53,8 @@ def own(path: object, **keys: object) -> DataConfig:
 def texts_of(task: TextTask) -> dict[str, dict[str, list]]:
     """The columns of texts of every split."""
     found = {split: {column: [] for column in task.text_columns} for split in task.splits}
-    for split, piece in task.pieces():
-        for column, texts in piece.to_pydict().items():
+    for split, chunk in task.chunks():
+        for column, texts in chunk.to_pydict().items():
             found[split][column] += texts
     return found
 

@@ -17,7 +17,7 @@ import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet
 
-from textdistill.data.source import PIECE_ROWS, Columns, Scan, SourceSplit
+from textdistill.data.source import CHUNK_ROWS, Columns, Scan, SourceSplit
 
 if TYPE_CHECKING:  # over a second to import, and local files do without
     from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
@@ -154,7 +154,7 @@ def _dataset_splits(
 
 def _dataset_scan(rows: Dataset | IterableDataset) -> Scan:
     def scan(columns: Sequence[str]) -> Iterator[pa.Table]:
-        yield from rows.select_columns(list(columns)).with_format("arrow").iter(PIECE_ROWS)
+        yield from rows.select_columns(list(columns)).with_format("arrow").iter(CHUNK_ROWS)
 
     return scan
 
@@ -214,7 +214,7 @@ def _parquet(file: Path, columns: Columns) -> tuple[pa.Schema, Scan]:
     def scan(names: Sequence[str]) -> Iterator[pa.Table]:
         # Buffered, so that a row group, which may be the whole file, is not read at once.
         with pa.parquet.ParquetFile(file, pre_buffer=False, buffer_size=2**20) as rows:
-            for batch in rows.iter_batches(PIECE_ROWS, columns=list(names)):
+            for batch in rows.iter_batches(CHUNK_ROWS, columns=list(names)):
                 yield pa.Table.from_batches([batch])
 
     return pa.parquet.read_schema(file), scan
@@ -271,7 +271,7 @@ def _json_array(file: Path) -> tuple[pa.Schema, Scan]:
         rows: list[dict[str, Any]] = []
         for row in _elements(file):
             rows.append({name: row.get(name) for name in names})
-            if len(rows) == PIECE_ROWS:
+            if len(rows) == CHUNK_ROWS:
                 yield pa.Table.from_pylist(rows)
                 rows = []
         if rows:

@@ -1,6 +1,6 @@
 """An official split: rows as their authors cut them, with columns of texts and of labels, checked.
 
-Rows are read piece by piece, so that memory does not grow with the texts; only the labels are kept, 4 bytes a row.
+Rows are read chunk by chunk, so that memory does not grow with the texts; only the labels are kept, 4 bytes a row.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-PIECE_ROWS = 1000  # most rows in memory at a time
+CHUNK_ROWS = 1000  # most rows in memory at a time
 
 # The given columns of all rows in order, as plain types; every call reads the source anew.
 Scan = Callable[[Sequence[str]], Iterator[pa.Table]]
@@ -104,11 +104,11 @@ class SourceSplit:
 
     @property
     def digests(self) -> list[str]:
-        """A digest of every column of texts, wherever the rows are cut into pieces."""
+        """A digest of every column of texts, wherever the rows are cut into chunks."""
         return [texts.digest() for texts in self._content.texts.values()]
 
-    def pieces(self) -> Iterator[pa.Table]:
-        """The columns of texts, stripped, at most ``PIECE_ROWS`` rows at a time.
+    def chunks(self) -> Iterator[pa.Table]:
+        """The columns of texts, stripped, at most ``CHUNK_ROWS`` rows at a time.
 
         Raises:
             ValueError: at the end, if the texts are not those that were checked: they changed in between.
@@ -116,11 +116,11 @@ class SourceSplit:
         """
         again = {column: _Texts() for column in self.columns.texts}
         rows = 0
-        for piece in self._scan_pieces(self.columns.texts):
-            rows += len(piece)
+        for chunk in self._scan_chunks(self.columns.texts):
+            rows += len(chunk)
             if rows > self._content.rows:
                 break
-            yield pa.table({column: texts.add(piece[column]) for column, texts in again.items()})
+            yield pa.table({column: texts.add(chunk[column]) for column, texts in again.items()})
         if rows != self._content.rows or [texts.digest() for texts in again.values()] != self.digests:
             raise ValueError(
                 f"{self.origin}: the texts of the {self.name} split must stay as they are while they are read, "
@@ -132,19 +132,19 @@ class SourceSplit:
         """What is to know of all rows, after one pass over them."""
         content = _Content({column: _Texts() for column in self.columns.texts}, _Labels())
         wanted = (*self.columns.texts, self.columns.label)
-        for piece in self._scan_pieces([column for column in wanted if column in self.column_names]):
-            content.rows += len(piece)
+        for chunk in self._scan_chunks([column for column in wanted if column in self.column_names]):
+            content.rows += len(chunk)
             for column in filter(self.column_names.__contains__, self.columns.texts):
-                content.texts[column].add(piece[column])
+                content.texts[column].add(chunk[column])
             if self.columns.label in self.column_names:
-                content.labels.add(piece[self.columns.label])
+                content.labels.add(chunk[self.columns.label])
         if not content.rows:
             raise ValueError(f"{self.origin}: the {self.name} split must not be empty; give it rows or remove it")
         return content
 
-    def _scan_pieces(self, columns: Sequence[str]) -> Iterator[pa.Table]:
+    def _scan_chunks(self, columns: Sequence[str]) -> Iterator[pa.Table]:
         for table in self.scan(columns):
-            yield from (table.slice(start, PIECE_ROWS) for start in range(0, len(table), PIECE_ROWS))
+            yield from (table.slice(start, CHUNK_ROWS) for start in range(0, len(table), CHUNK_ROWS))
 
     def _check_column(self, column: str, key: str) -> None:
         if column not in self.column_names:
@@ -174,7 +174,7 @@ class TextSplit:
 
 
 class _Texts:
-    """What is to know of a column of texts, piece by piece."""
+    """What is to know of a column of texts, chunk by chunk."""
 
     def __init__(self) -> None:
         self.nulls = 0
@@ -182,16 +182,16 @@ class _Texts:
         self._lengths, self._bytes = hashlib.sha256(), hashlib.sha256()
 
     def add(self, column: pa.ChunkedArray) -> pa.ChunkedArray:
-        """Takes the next piece and gives it back stripped."""
+        """Takes the next chunk and gives it back stripped."""
         self.nulls += column.null_count
         if not (is_string(column.type) or pa.types.is_null(column.type)):
             self.other_kind = self.other_kind or column.type
             return column
-        # 64-bit offsets, so that a piece may hold more than 2 GiB.
+        # 64-bit offsets, so that a chunk may hold more than 2 GiB.
         stripped = pc.utf8_trim_whitespace(column.cast(pa.large_string()))
-        for chunk in stripped.chunks:
-            _, offsets, data = chunk.buffers()
-            bounds = np.frombuffer(offsets, np.int64)[chunk.offset : chunk.offset + len(chunk) + 1]
+        for array in stripped.chunks:
+            _, offsets, data = array.buffers()
+            bounds = np.frombuffer(offsets, np.int64)[array.offset : array.offset + len(array) + 1]
             self._lengths.update(np.diff(bounds).data)
             self._bytes.update(memoryview(data or b"")[bounds[0] : bounds[-1]])
         return stripped
@@ -201,7 +201,7 @@ class _Texts:
 
 
 class _Labels:
-    """The distinct labels and every row's, piece by piece."""
+    """The distinct labels and every row's, chunk by chunk."""
 
     def __init__(self) -> None:
         self.nulls = 0

@@ -20,7 +20,7 @@ from textdistill.data.source import Columns, SourceSplit, TextSplit
 
 logger = logging.getLogger(__name__)
 
-VALIDATION_ROWS = 1000  # most rows carved from train for validation, where a test split is official
+VALIDATION_ROWS = 1000  # most rows held out of train for validation, where a test split is official
 
 
 class Protocol(StrEnum):
@@ -125,7 +125,7 @@ class TextTask:
         """C, the number of classes."""
         return len(self.class_names)
 
-    def pieces(self) -> Iterator[tuple[str, pa.Table]]:
+    def chunks(self) -> Iterator[tuple[str, pa.Table]]:
         """All texts in one pass over every official split: a split's name, and the next of its rows, stripped.
 
         Raises:
@@ -134,11 +134,11 @@ class TextTask:
         """
         for official in {split.source: None for split in self.splits.values()}:
             start = 0
-            for piece in official.pieces():
-                stop = start + len(piece)
+            for chunk in official.chunks():
+                stop = start + len(chunk)
                 for name, split in self.splits.items():
                     if split.source is official and split.chosen[start:stop].any():
-                        yield name, piece.filter(pa.array(split.chosen[start:stop]))
+                        yield name, chunk.filter(pa.array(split.chosen[start:stop]))
                 start = stop
 
 
@@ -183,15 +183,15 @@ def load_task(config: DataConfig, seed: int) -> TextTask:
     train, name = whole(official["train"]), official["train"].name
     random, tenth = generator(seed, "split"), len(train) // 10
     if reported is None:
-        test, train = _carve(train, tenth, random)
-        validation, train = _carve(train, tenth, random)
+        test, train = _hold_out(train, tenth, random)
+        validation, train = _hold_out(train, tenth, random)
         sources = [f"{name} (rest)", f"{len(validation):,} of {name}", f"{len(test):,} of {name}"]
     elif config.protocol == Protocol.paper:
         validation = test = whole(reported)
         sources = [name, reported.name, reported.name]
     else:
         test = whole(reported)
-        validation, train = _carve(train, min(tenth, VALIDATION_ROWS), random)
+        validation, train = _hold_out(train, min(tenth, VALIDATION_ROWS), random)
         sources = [f"{name} (rest)", f"{len(validation):,} of {name}", reported.name]
 
     splits = {"train": train, "validation": validation, "test": test}
@@ -243,7 +243,7 @@ def _read(config: DataConfig, columns: Columns) -> dict[str, SourceSplit]:
     saved = config.datasets_path is not None and Path(config.datasets_path).exists()
     if config.streaming and (config.path is not None or saved):
         reason = "data.path" if config.path is not None else f"data.datasets_path={config.datasets_path}"
-        logger.warning("data.streaming=true has no effect: %s is there, and is read piece by piece anyway", reason)
+        logger.warning("data.streaming=true has no effect: %s is there, and is read chunk by chunk anyway", reason)
     if config.path is not None:
         origin = f"data.path={config.path}"
         found = read_files(Path(config.path), columns)
@@ -327,21 +327,21 @@ def _reported_split(
     return next((split for split in candidates if split.labelled), candidates[0])
 
 
-def _carve(split: TextSplit, rows: int, random: torch.Generator) -> tuple[TextSplit, TextSplit]:
+def _hold_out(split: TextSplit, rows: int, random: torch.Generator) -> tuple[TextSplit, TextSplit]:
     """``rows`` rows drawn in proportion to the classes, at least one of each, and the rest, both in order."""
     labels = split.labels
     counts = np.bincount(labels)
     share = counts * rows / len(labels)
     quota = np.floor(share).astype(int)
     quota[np.argsort(quota - share, kind="stable")[: rows - quota.sum()]] += 1  # largest remainders
-    carved = np.zeros(len(labels), dtype=bool)
+    held_out = np.zeros(len(labels), dtype=bool)
     for label, count in enumerate(counts):
         drawn = torch.randperm(int(count), generator=random).numpy()[: max(quota[label], 1)]
-        carved[np.flatnonzero(labels == label)[drawn]] = True
+        held_out[np.flatnonzero(labels == label)[drawn]] = True
 
     def part(mask: np.ndarray) -> TextSplit:
         chosen = split.chosen.copy()
         chosen[split.chosen] = mask
         return TextSplit(split.source, chosen, labels[mask])
 
-    return part(carved), part(~carved)
+    return part(held_out), part(~held_out)

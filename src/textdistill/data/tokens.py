@@ -1,4 +1,4 @@
-"""Token ids of a task's texts: made once, piece by piece, cached by content, memory-mapped, padded batch by batch.
+"""Token ids of a task's texts: made once, chunk by chunk, cached by content, memory-mapped, padded batch by batch.
 
 A cache entry is a folder: a flat file for every part of every split (``train.ids``, ``train.offsets``, ...) and
 ``index.json`` with the sha256 of each, by which damage is found when the entry is opened.
@@ -164,7 +164,7 @@ def _opened(entry: Path, names: Sequence[str]) -> dict[str, np.ndarray] | None:
 def _made(
     task: TextTask, tokenizer: PreTrainedTokenizerBase, max_length: int, names: Sequence[str], entry: Path | None
 ) -> dict[str, np.ndarray]:
-    """The arrays, written piece by piece, and left as a cache entry if that is given."""
+    """The arrays, written chunk by chunk, and left as a cache entry if that is given."""
     if entry is not None:
         entry.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".tokens-", dir=entry and entry.parent) as scratch:
@@ -198,7 +198,7 @@ def _write(
         rows = sum(map(len, task.splits.values()))
         bar = tqdm(total=rows, desc="tokenise", unit="row", leave=False, dynamic_ncols=True, disable=None)
         stack.enter_context(bar)
-        for split, texts in task.pieces():
+        for split, texts in task.chunks():
             encoded = tokenizer(
                 *(texts[column].to_pylist() for column in task.text_columns),
                 truncation=True,
