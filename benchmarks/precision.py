@@ -116,7 +116,7 @@ def gradients(
         result = hypergradient(
             estimator, inner_loss, outer_loss, learner.fresh_params(0), batches, eps=eps, inner_tf32=tf32
         )
-    return distilled.pull_back(batches, result.parts)
+    return distilled.pull_back(batches, result.grads)
 
 
 def cosine(a: Tensor, b: Tensor) -> float:

@@ -329,7 +329,7 @@ def test_gradients_of_raw_tensors_are_central_differences(
     outer_loss, params = outer_loss_of(tiny_learner), tiny_learner.fresh_params(0)
     batches = distilled.batches(order_seed=3)
     result = hypergradient(Estimator.reverse, inner_loss, outer_loss, params, batches)
-    gradients = distilled.pull_back(batches, result.parts)
+    gradients = distilled.pull_back(batches, result.grads)
 
     learned = {name for name, tensor in distilled.raw.items() if tensor.requires_grad}
     assert gradients.keys() == learned == distilled.raw.keys() - ({"labels"} if label_type == "hard" else set())
@@ -403,7 +403,7 @@ def test_labels_of_keys_out_of_reach_stay_zero(
         batches,
         eps=3e-5,  # in so few weights the default step rounds away
     )
-    gradient = distilled.pull_back(batches, result.parts)["attention_labels"]
+    gradient = distilled.pull_back(batches, result.grads)["attention_labels"]
     assert gradient.isfinite().all()
     assert not gradient[:, 1, :, ~window].any()
     assert gradient[:, 1].any(-1).all()

@@ -14,11 +14,11 @@ from textdistill.data.tokens import TokenizedSplit
 from textdistill.distilled.dataset import DistilledDataset
 from textdistill.distilled.spec import Card, DistilledDataConfig, LearnerTrainConfig
 from textdistill.evaluation import scoring as evaluation
-from textdistill.evaluation.scoring import EvaluateConfig, Score, TrainedLearner, metrics, score, trained_on
+from textdistill.evaluation.scoring import EvaluateConfig, LearnerFactory, Score, metrics, score, trained_on
 from textdistill.method.learner import Learner
 
 
-def trained_learners(learner: Learner, split: TokenizedSplit) -> TrainedLearner:
+def trained_learners(learner: Learner, split: TokenizedSplit) -> LearnerFactory:
     """Learners of a distilled set whose steps matter and draw their samples at random."""
     config = DistilledDataConfig(data_per_label=2, seq_length=4, lr_init=1.0, fix_order=False)
     card = Card("toy", CLASS_NAMES, {})
@@ -27,12 +27,12 @@ def trained_learners(learner: Learner, split: TokenizedSplit) -> TrainedLearner:
 
 
 @pytest.fixture(scope="module")
-def trained(tiny_learner: Learner, toy_split: TokenizedSplit) -> TrainedLearner:
+def trained(tiny_learner: Learner, toy_split: TokenizedSplit) -> LearnerFactory:
     return trained_learners(tiny_learner, toy_split)
 
 
 def test_learner_does_not_depend_on_how_many_are_scored(
-    trained: TrainedLearner, tiny_learner: Learner, toy_split: TokenizedSplit
+    trained: LearnerFactory, tiny_learner: Learner, toy_split: TokenizedSplit
 ) -> None:
     two, four, again = (score(trained, tiny_learner, toy_split, (), n, 10) for n in (2, 4, 4))
     assert four == again
@@ -67,7 +67,7 @@ def test_learners_have_streams_of_their_own(tiny_learner: Learner, toy_split: To
 @pytest.mark.parametrize("batch_size", [1, 7, 256])
 def test_every_row_is_scored_once(
     batch_size: int,
-    trained: TrainedLearner,
+    trained: LearnerFactory,
     tiny_learner: Learner,
     toy_split: TokenizedSplit,
     monkeypatch: pytest.MonkeyPatch,

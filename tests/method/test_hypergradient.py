@@ -72,8 +72,8 @@ def estimate(
 def assert_same(a: Hypergradient, b: Hypergradient, tolerance: float) -> None:
     """Every part of every step, relative to its norm."""
     torch.testing.assert_close(a.outer_loss, b.outer_loss, rtol=1e-12, atol=0)
-    assert [part.keys() for part in a.parts] == [part.keys() for part in b.parts]
-    for part, expected in zip(a.parts, b.parts, strict=True):
+    assert [part.keys() for part in a.grads] == [part.keys() for part in b.grads]
+    for part, expected in zip(a.grads, b.grads, strict=True):
         for name, tensor in part.items():
             assert tensor.shape == expected[name].shape
             assert (tensor - expected[name]).norm() <= tolerance * expected[name].norm(), name
@@ -110,7 +110,7 @@ def test_quadratic_inner_problem_has_its_closed_form(estimator: Estimator, steps
     close = {"rtol": 0, "atol": 1e-12}
     torch.testing.assert_close(result.outer_loss, (w - goal).square().sum() / 2, **close)
     v = w - goal
-    for batch, gradient, part in reversed(list(zip(batches, gradients, result.parts, strict=True))):
+    for batch, gradient, part in reversed(list(zip(batches, gradients, result.grads, strict=True))):
         torch.testing.assert_close(part["lr"], -v @ gradient, **close)
         torch.testing.assert_close(part["inputs_embeds"], batch.lr * curvature @ v, **close)
         torch.testing.assert_close(part["labels"], -batch.lr * v, **close)
@@ -147,7 +147,7 @@ def test_exact_estimators_are_central_differences(
 
             expected = directional_derivative(along)
             for result in results:
-                slope = float((result.parts[t][name] * direction).sum())
+                slope = float((result.grads[t][name] * direction).sum())
                 assert slope == pytest.approx(expected, rel=1e-6, abs=1e-9), (t, name)
 
 
@@ -167,9 +167,9 @@ def test_difference_is_reverse(
 def test_difference_is_first_order_in_eps(tiny_learner: Learner) -> None:
     """A tenth of the step, a tenth of the error."""
     batches = some_batches(CLS, 2)
-    reverse = estimate(Estimator.reverse, tiny_learner, CLS, batches).parts[0]["inputs_embeds"]
+    reverse = estimate(Estimator.reverse, tiny_learner, CLS, batches).grads[0]["inputs_embeds"]
     errors = [
-        (estimate(Estimator.difference, tiny_learner, CLS, batches, eps).parts[0]["inputs_embeds"] - reverse).norm()
+        (estimate(Estimator.difference, tiny_learner, CLS, batches, eps).grads[0]["inputs_embeds"] - reverse).norm()
         for eps in (1e-3, 1e-4)
     ]
     assert float(errors[0] / errors[1]) == pytest.approx(10, rel=0.1)
@@ -220,7 +220,7 @@ def test_nothing_is_written_and_no_graph_survives(tiny_learner: Learner, estimat
     )
     assert all(torch.equal(params[name], tensor) for name, tensor in tiny_learner.fresh_params(0).items())
     assert all(batch.inputs_embeds.grad is None for batch in batches)
-    assert not any(tensor.requires_grad for part in result.parts for tensor in part.values())
+    assert not any(tensor.requires_grad for part in result.grads for tensor in part.values())
     assert not result.outer_loss.requires_grad
 
 
@@ -247,7 +247,7 @@ def test_trajectories_give_the_same_bits(
     kept = found.pop(Trajectory.keep)
     for other in found.values():
         assert torch.equal(other.outer_loss, kept.outer_loss)
-        for part, expected in zip(other.parts, kept.parts, strict=True):
+        for part, expected in zip(other.grads, kept.grads, strict=True):
             assert part.keys() == expected.keys()
             assert all(torch.equal(tensor, expected[name]) for name, tensor in part.items())
     assert counts == {"keep": 2 * steps, "offload": 2 * steps, "checkpoint": 2 * steps + again}
@@ -312,7 +312,7 @@ def test_a_vanishing_outer_gradient_gives_zeros(tiny_learner: Learner) -> None:
         tiny_learner.fresh_params(0),
         some_batches(CLS, 2),
     )
-    assert all(not tensor.any() for part in result.parts for tensor in part.values())
+    assert all(not tensor.any() for part in result.grads for tensor in part.values())
 
 
 def test_difference_is_reverse_in_float32_on_minilm() -> None:
@@ -340,7 +340,7 @@ def test_difference_is_reverse_in_float32_on_minilm() -> None:
             lambda params: task_loss(learner(params, real).logits, torch.arange(4)),
             learner.fresh_params(0),
             [batch],
-        ).parts[0]
+        ).grads[0]
         for estimator in (Estimator.difference, Estimator.reverse)
     )
     assert difference.keys() == {"inputs_embeds", "labels", "attention_labels", "lr"}

@@ -386,8 +386,8 @@ def outer_loss(learner: Learner) -> Callable[[Params], Tensor]:
 
 def cosine(a: Hypergradient, b: Hypergradient) -> dict[tuple[int, str], float]:
     return {
-        (t, name): float(torch.cosine_similarity(part[name].flatten(), b.parts[t][name].flatten(), dim=0))
-        for t, part in enumerate(a.parts)
+        (t, name): float(torch.cosine_similarity(part[name].flatten(), b.grads[t][name].flatten(), dim=0))
+        for t, part in enumerate(a.grads)
         for name in part
     }
 

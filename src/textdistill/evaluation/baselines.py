@@ -19,7 +19,7 @@ from textdistill.core.seeding import generator, stream_seed
 from textdistill.data.batches import sorted_batches, steps_per_epoch, stratified_sample, train_batches
 from textdistill.data.tokens import TokenizedSplit
 from textdistill.distilled.spec import LearnerTrainConfig
-from textdistill.evaluation.scoring import TrainedLearner, score
+from textdistill.evaluation.scoring import LearnerFactory, score
 from textdistill.method.attention import AttentionLabelType
 from textdistill.method.inner_loop import InnerBatch, fine_tune, make_inner_loss
 from textdistill.method.learner import Learner, Params
@@ -130,7 +130,7 @@ def inner_loop(
     train_config: LearnerTrainConfig,
     batch_size: int,
     seed: int,
-) -> tuple[TrainedLearner, float]:
+) -> tuple[LearnerFactory, float]:
     """Learners trained on real samples through the inner loop of a distilled set of equal size.
 
     Args:
@@ -148,7 +148,7 @@ def inner_loop(
     inner_loss = make_inner_loss(learner, AttentionLabelType.none, 0.0)
     count = train_config.batch_size_per_label * learner.num_labels
 
-    def trained(lr: float, purpose: str) -> TrainedLearner:
+    def trained(lr: float, purpose: str) -> LearnerFactory:
         def train_one(index: int) -> Params:
             chosen = rows[index % len(rows)]
             starts = [step * count % len(chosen) for step in range(train_config.train_step)]
@@ -173,7 +173,7 @@ def inner_loop(
 
 def ordinary(
     learner: Learner, train: TokenizedSplit, rows: list[np.ndarray], seed: int, *, bf16: bool = False
-) -> TrainedLearner:
+) -> LearnerFactory:
     """Learners fine-tuned the ordinary way on real samples; see ``Training``.
 
     Args:
@@ -207,7 +207,7 @@ def full_data(
     seed: int,
     *,
     bf16: bool = False,
-) -> TrainedLearner:
+) -> LearnerFactory:
     """Learners fine-tuned the ordinary way on the whole train split: AdamW on every parameter.
 
     Up to FULL_EPOCHS epochs under a linear schedule; the epoch with the lowest validation loss counts.

@@ -62,16 +62,16 @@ class Score:
 
 
 # Learner i of a score, trained: its parameters depend on i, never on how many learners are scored.
-TrainedLearner = Callable[[int], Params]
+LearnerFactory = Callable[[int], Params]
 
 
-def trained_on(distilled: DistilledDataset, learner: Learner, seed: int, purpose: str) -> TrainedLearner:
+def trained_on(distilled: DistilledDataset, learner: Learner, seed: int, purpose: str) -> LearnerFactory:
     """Learner i as ``DistilledDataset.train`` trains it."""
     return lambda index: distilled.train(learner, seed, purpose, index)
 
 
 def score(
-    train: TrainedLearner,
+    train: LearnerFactory,
     learner: Learner,
     split: TokenizedSplit,
     metric_names: Sequence[str],

@@ -67,7 +67,7 @@ class Hypergradient(NamedTuple):
     """
 
     outer_loss: Tensor
-    parts: list[dict[str, Tensor]]
+    grads: list[dict[str, Tensor]]
 
 
 def hypergradient(
@@ -99,10 +99,10 @@ def hypergradient(
     with float32_products(inner_tf32):
         if estimator is Estimator.reverse:
             return _reverse(inner_loss, outer_loss, params, batches, outer_tf32)
-        return _two_way(estimator, inner_loss, outer_loss, params, batches, eps, trajectory, outer_tf32)
+        return _manual_backward(estimator, inner_loss, outer_loss, params, batches, eps, trajectory, outer_tf32)
 
 
-def _two_way(
+def _manual_backward(
     estimator: Estimator,
     inner_loss: InnerLoss,
     outer_loss: OuterLoss,

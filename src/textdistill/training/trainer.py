@@ -465,7 +465,7 @@ def outer_step(
             number = (index * processes.count + processes.rank) * config.heads_per_step + head
             inner_batches = distilled.batches(stream_seed(seed, "inner", number))
             params = learner.fresh_params(stream_seed(seed, "head", number))
-            _, parts = hypergradient(
+            _, grads_by_step = hypergradient(
                 config.estimator,
                 inner_loss,
                 outer_loss,
@@ -475,7 +475,7 @@ def outer_step(
                 inner_tf32=config.inner_precision is InnerPrecision.tf32,
                 outer_tf32=config.tf32,
             )
-            for name, grad in distilled.pull_back(inner_batches, parts).items():
+            for name, grad in distilled.pull_back(inner_batches, grads_by_step).items():
                 totals[name] = totals[name] + grad if name in totals else grad
     count = len(batches) * processes.count * config.heads_per_step
     scores, *grads = (total / count for total in processes.sum(list(totals.values())))
