@@ -760,17 +760,17 @@ def test_a_learner_of_another_shape_is_refused(
     if what in ("depth", "heads"):  # these matter to attention labels only
         create(tiny_learner32, toy_split, lr_for_parameter=False).check(other)
         distilled.raw["lr_scales"].data += torch.randn(1, len(tiny_learner32.trainable))
-        fitted = distilled.fitted(other)
-        fitted.check(other)
-        assert fitted.config.attention_label_type is AttentionLabelType.none
-        assert fitted.config.lr_for_parameter is (what == "heads")
+        adapted = distilled.adapt_to(other)
+        adapted.check(other)
+        assert adapted.config.attention_label_type is AttentionLabelType.none
+        assert adapted.config.lr_for_parameter is (what == "heads")
         # Another depth has other parameters.
         left_out = {"attention_labels"} | ({"lr_scales"} if what == "depth" else set())
-        assert fitted.raw.keys() == distilled.raw.keys() - left_out
+        assert adapted.raw.keys() == distilled.raw.keys() - left_out
         assert distilled.raw.keys() >= left_out
-        torch.testing.assert_close(fitted.lr, distilled.lr)
+        torch.testing.assert_close(adapted.lr, distilled.lr)
     else:
-        assert distilled.fitted(other) is distilled
+        assert distilled.adapt_to(other) is distilled
         with pytest.raises(ValueError, match=re.escape(message.format(name=name))):
             distilled.finetune(other)
 

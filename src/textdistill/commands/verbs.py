@@ -263,7 +263,7 @@ def evaluate(distilled_dir: str | Path, config: RunConfig) -> Results:
     """
     distilled = DistilledDataset.from_pretrained(distilled_dir)
     bench = _Bench(config)
-    distilled = distilled.fitted(bench.learner)
+    distilled = distilled.adapt_to(bench.learner)
     _check_classes(distilled, bench)
     distilled.to(bench.learner.device)
     started = time.monotonic()

@@ -249,7 +249,7 @@ class DistilledDataset:
         batches = self.batches(stream_seed(seed, "inner", purpose, index))
         return fine_tune(self.inner_loss(learner), params, batches)
 
-    def fitted(self, learner: Learner) -> DistilledDataset:
+    def adapt_to(self, learner: Learner) -> DistilledDataset:
         """The set itself, or a copy without what a model of another shape than its own has no use for.
 
         Attention labels are left out where layers or heads differ; where parameters have other names, the geometric
@@ -322,7 +322,7 @@ class DistilledDataset:
         """An ordinary transformers classifier: pretrained body, fresh head, fine-tuned on this set.
 
         Args:
-            model: a learner, or a model name; None for the model that the set was made for. See ``fitted`` for others.
+            model: a learner, or a model name; None for the model that the set was made for. See ``adapt_to`` for others.
             seed: the seed of an evaluation...
             index: ...and the number of its learner: ``evaluate`` with the same seed scores this very model.
 
@@ -330,10 +330,10 @@ class DistilledDataset:
         if not isinstance(model, Learner):
             name = model or str(self.card.model["name"])
             model = Learner(ModelConfig(self.card.task, name), self.card.class_names)
-        fitted = self.fitted(model)
-        fitted.check(model)
-        fitted.to(model.device, model.dtype)
-        return model.to_model(fitted.train(model, seed, "evaluation", index))
+        adapted = self.adapt_to(model)
+        adapted.check(model)
+        adapted.to(model.device, model.dtype)
+        return model.to_model(adapted.train(model, seed, "evaluation", index))
 
     def shared(self) -> DistilledDataset:
         """The set with a card that names no folder or file of this machine, to be given away.
