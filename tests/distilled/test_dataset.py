@@ -607,7 +607,7 @@ def test_shared_names_no_place_and_changes_nothing_else(caplog: pytest.LogCaptur
         {"text_columns": ["text"]},
         {"seed": 1, "config": {"data": {"path": "data", "max_length": 32}}},
     )
-    shared = distilled.shared()
+    shared = distilled.without_local_paths()
     assert shared.card == Card(
         "mine",
         ("/r/news", "~"),

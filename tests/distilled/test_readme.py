@@ -9,7 +9,7 @@ import pytest
 import yaml
 from markdown_it import MarkdownIt
 
-from textdistill.distilled.readme import CITATION, readme, without_places
+from textdistill.distilled.readme import CITATION, drop_local_paths, readme
 
 SHAPES = {"inputs_embeds": (2, 8, 16), "labels": (2, 2), "lr": (3,), "attention_labels": (2, 2, 4, 1, 8)}
 
@@ -150,4 +150,4 @@ def test_many_classes_are_not_all_named() -> None:
     ],
 )
 def test_without_places(value: Any, kept: Any) -> None:
-    assert without_places(value) == kept
+    assert drop_local_paths(value) == kept

@@ -24,7 +24,7 @@ from textdistill.core.seeding import generator, stream_seed
 from textdistill.data.batches import stratified_sample
 from textdistill.data.tokens import TokenizedSplit
 from textdistill.distilled import hub, storage
-from textdistill.distilled.readme import LICENSE, readme, without_places
+from textdistill.distilled.readme import LICENSE, drop_local_paths, readme
 from textdistill.distilled.spec import (
     AttentionLabelWeight,
     Card,
@@ -335,21 +335,21 @@ class DistilledDataset:
         adapted.to(model.device, model.dtype)
         return model.to_model(adapted.train(model, seed, "evaluation", index))
 
-    def shared(self) -> DistilledDataset:
+    def without_local_paths(self) -> DistilledDataset:
         """The set with a card that names no folder or file of this machine, to be given away.
 
         A model or a task that is named by its path keeps the last part of it.
         """
         card = self.card
-        model = without_places(card.model)
+        model = drop_local_paths(card.model)
         if model["name"] != card.model["name"]:
             logger.warning(
                 "the card to share names the model %s: %s is a folder of this machine, and others need a copy of it",
                 model["name"],
                 card.model["name"],
             )
-        data, provenance = without_places(card.data), without_places(card.provenance)
-        kept = Card(without_places(card.task), card.class_names, model, data, provenance)
+        data, provenance = drop_local_paths(card.data), drop_local_paths(card.provenance)
+        kept = Card(drop_local_paths(card.task), card.class_names, model, data, provenance)
         return DistilledDataset(self.raw, replace(self.config, pretrained_data_path=None), self.train_config, kept)
 
     def save_pretrained(self, path: str | Path, dtype: torch.dtype | None = None, **provenance: Any) -> None:
@@ -375,7 +375,7 @@ class DistilledDataset:
         license: str | None = None,
         dtype: torch.dtype | None = None,
     ) -> CommitInfo:
-        """Puts what ``shared`` gives into a dataset repository on the hub, as one commit: all of it, or nothing.
+        """Puts what ``without_local_paths`` gives into a dataset repository on the hub, as one commit: all of it, or nothing.
 
         Args:
             repo_id: ``owner/name``, or ``name`` for one's own; the repository is made unless it exists.
@@ -397,7 +397,7 @@ class DistilledDataset:
         repo = hub.create(repo_id, private, token)
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch, "set")
-            self.shared()._save(folder, repo, dtype, stated)
+            self.without_local_paths()._save(folder, repo, dtype, stated)
             return hub.commit(folder, repo, revision, commit_message or "Upload a distilled set", token)
 
     def as_dataset(self, order_seed: int = 0) -> Dataset:

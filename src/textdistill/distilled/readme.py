@@ -9,7 +9,7 @@ from pathlib import PurePath
 from typing import Any
 
 # Keys whose values are folders or files: path, datasets_path, save_dir, data_dir_root, ...
-PLACE = re.compile(r"(.*_)?(path|dir|root)")
+PATH_KEY = re.compile(r"(.*_)?(path|dir|root)")
 # As the hub spells its identifiers, of which it keeps the list; the README says UNKNOWN where the maker says nothing.
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")
 UNKNOWN = "unknown"
@@ -26,16 +26,16 @@ CITATION = """\
 """  # noqa: E501
 
 
-def without_places(value: Any) -> Any:
+def drop_local_paths(value: Any) -> Any:
     """A value of a card, all the way down, without folders and files of this machine.
 
     Keys that name a place are left out. A string that is a path, absolute or from ``.`` or ``~``, becomes its last
     part: the name of a model or a task may be one.
     """
     if isinstance(value, Mapping):
-        return {key: without_places(item) for key, item in value.items() if not PLACE.fullmatch(key)}
+        return {key: drop_local_paths(item) for key, item in value.items() if not PATH_KEY.fullmatch(key)}
     if isinstance(value, list | tuple):
-        return type(value)(without_places(item) for item in value)
+        return type(value)(drop_local_paths(item) for item in value)
     if isinstance(value, str) and (PurePath(value).is_absolute() or value.startswith((".", "~"))):
         return PurePath(value).name
     return value
