@@ -20,7 +20,7 @@ from textdistill import DistilledDataset, compose
 from textdistill.config import RunConfig
 from textdistill.data.task import load_task
 from textdistill.data.tokens import TokenizedSplit, tokenize
-from textdistill.distilled.dataset import UNREACHABLE
+from textdistill.distilled.dataset import MASKED_LOGIT
 from textdistill.distilled.spec import AttentionLabelWeight
 from textdistill.evaluation.scoring import Score, score, trained_on
 from textdistill.method.learner import Learner
@@ -30,7 +30,7 @@ def without(distilled: DistilledDataset, where: Iterable[tuple[int, int]]) -> Di
     """The set whose attention labels in these (layer, head) have weight 0."""
     raw = {name: tensor.detach().clone() for name, tensor in distilled.raw.items()}
     for layer, head in where:
-        raw["attention_labels"][:, layer, head] = UNREACHABLE
+        raw["attention_labels"][:, layer, head] = MASKED_LOGIT
     return DistilledDataset(raw, distilled.config, distilled.train_config, distilled.card)
 
 

@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from tests.conftest import CLASS_NAMES, VOCABULARY, tiny_bert_config
-from textdistill.distilled.dataset import UNREACHABLE
+from textdistill.distilled.dataset import MASKED_LOGIT
 from textdistill.method import learner as learner_module
 from textdistill.method.attention import AttentionLabelType
 from textdistill.method.hypergradient import Estimator, Hypergradient, hypergradient
@@ -63,9 +63,9 @@ def tokens() -> dict[str, Tensor]:
 
 def a_batch(learner: Learner, label_type: AttentionLabelType, step: int = 0) -> InnerBatch:
     """Three samples of 7 positions with attention labels that are 0 where a layer cannot reach."""
-    reach = learner.reach(7, label_type)
-    raw = randn(step + 1, 3, learner.num_layers, learner.num_heads, *reach.shape[1:])
-    labels = raw.masked_fill(~reach[:, None], UNREACHABLE).softmax(-1)
+    key_mask = learner.key_mask(7, label_type)
+    raw = randn(step + 1, 3, learner.num_layers, learner.num_heads, *key_mask.shape[1:])
+    labels = raw.masked_fill(~key_mask[:, None], MASKED_LOGIT).softmax(-1)
     return InnerBatch(
         randn(step + 2, 3, 7, learner.embedding_size),
         randn(step + 3, 3, learner.num_labels),
@@ -420,11 +420,11 @@ def test_reach_is_where_attention_can_be(family: str, learner: Learner) -> None:
     window = (torch.arange(7)[:, None] - torch.arange(7)).abs() <= 2
     layers = [everywhere] + [window if family == "modernbert" else everywhere] * (learner.num_layers - 1)
     for label_type in (CLS, ALL):
-        reach = learner.reach(7, label_type)
-        assert torch.equal(reach, torch.stack(layers)[:, : label_type.rows(7)])
+        key_mask = learner.key_mask(7, label_type)
+        assert torch.equal(key_mask, torch.stack(layers)[:, : label_type.rows(7)])
         _, log_rows = learner(learner.fresh_params(0), embeds(learner), label_type=label_type)
         assert log_rows is not None
-        assert torch.equal(reach, (log_rows > -1e3).all(dim=(0, 2)))
+        assert torch.equal(key_mask, (log_rows > -1e3).all(dim=(0, 2)))
 
 
 def test_a_checkpoint_with_another_number_of_classes_gives_a_fresh_head(

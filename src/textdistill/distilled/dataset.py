@@ -48,7 +48,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # Softmax and exp turn this into exactly 0, with an exactly zero gradient: keys that a layer cannot reach stay so.
-UNREACHABLE = -1e4
+MASKED_LOGIT = -1e4
 # Raw tensors that hold almost all of a set.
 LARGE = ("inputs_embeds", "attention_labels")
 
@@ -142,10 +142,10 @@ class DistilledDataset:
             raw["lr_scales"] = torch.zeros(shapes["lr_scales"])
         if "attention_labels" in shapes:
             draw = generator(seed, "distilled", "attention_labels")
-            reach = learner.reach(config.seq_length, config.attention_label_type)
+            key_mask = learner.key_mask(config.seq_length, config.attention_label_type)
             noise = torch.randn(shapes["attention_labels"], generator=draw)
             # Normalised, so that learned weights start at 1.
-            raw["attention_labels"] = noise.masked_fill(~reach[:, None], UNREACHABLE).log_softmax(-1)
+            raw["attention_labels"] = noise.masked_fill(~key_mask[:, None], MASKED_LOGIT).log_softmax(-1)
         created = cls(raw, config, train_config, card).to(learner.device, learner.dtype)
         created.check(learner)
         return created
@@ -322,9 +322,10 @@ class DistilledDataset:
         """An ordinary transformers classifier: pretrained body, fresh head, fine-tuned on this set.
 
         Args:
-            model: a learner, or a model name; None for the model that the set was made for. See ``adapt_to`` for others.
-            seed: the seed of an evaluation...
-            index: ...and the number of its learner: ``evaluate`` with the same seed scores this very model.
+            model: a learner, or a model name. None means the model that the set was made for; ``adapt_to`` says what
+                other models get.
+            seed: seed of the head. ``evaluate`` with this seed scores this very model as learner ``index``.
+            index: number of the learner in that evaluation.
 
         """
         if not isinstance(model, Learner):
@@ -375,7 +376,7 @@ class DistilledDataset:
         license: str | None = None,
         dtype: torch.dtype | None = None,
     ) -> CommitInfo:
-        """Puts what ``without_local_paths`` gives into a dataset repository on the hub, as one commit: all of it, or nothing.
+        """Commits this set, without local paths, to a dataset repository on the hub: all files or none.
 
         Args:
             repo_id: ``owner/name``, or ``name`` for one's own; the repository is made unless it exists.

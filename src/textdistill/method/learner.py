@@ -223,7 +223,7 @@ class Learner:
         mask = inputs["attention_mask"].unsqueeze(-1).to(hidden.dtype)
         return (hidden * mask).sum(1) / mask.sum(1)
 
-    def reach(self, length: int, label_type: AttentionLabelType) -> Tensor:
+    def key_mask(self, length: int, label_type: AttentionLabelType) -> Tensor:
         """Which keys each layer can attend to from each supervised row: boolean (Y, Q, L).
 
         All True except in layers with a sliding window (ModernBERT).
