@@ -33,7 +33,7 @@ from benchmarks.report import record
 from benchmarks.workload import CLASS_NAMES, OurStep, configure, real_splits
 from textdistill.data.batches import train_batches
 from textdistill.distilled.dataset import DistilledDataset
-from textdistill.distilled.spec import Card
+from textdistill.distilled.spec import SetMetadata
 from textdistill.method.learner import Learner, ModelConfig
 
 KEY = ("model", "rows")
@@ -74,8 +74,8 @@ def measured(model: str, folder: Path) -> Row:
     seed, size = config.base.seed, config.data.train_batch_size
     started = time.perf_counter()
     train = real_splits(config, learner)["train"]
-    card = Card(config.data.task_name, CLASS_NAMES, {})
-    distilled = DistilledDataset.create(config.distilled_data, config.learner_train, card, learner, train, seed)
+    metadata = SetMetadata(config.data.task_name, CLASS_NAMES, {})
+    distilled = DistilledDataset.create(config.distilled_data, config.learner_train, metadata, learner, train, seed)
     next(train_batches(train, size, seed, 0))
     found = {"start_up": time.perf_counter() - started, "peak_mb": memory("VmHWM")}
 

@@ -28,7 +28,7 @@ from benchmarks.workload import CLASS_NAMES, configure, noise_set, real_splits
 from textdistill.config import RunConfig
 from textdistill.data.tokens import TokenizedSplit
 from textdistill.distilled.dataset import DistilledDataset
-from textdistill.distilled.spec import Card
+from textdistill.distilled.spec import SetMetadata
 from textdistill.evaluation.scoring import score, trained_on
 from textdistill.method.learner import Learner
 from textdistill.runs.tracking import RunTracker
@@ -102,9 +102,9 @@ def ours(setting: Setting, seed: int) -> Row:
     """Our seconds to the goal."""
     config = configure(setting.model, *setting.common(seed))
     learner, splits = prepared(config)
-    card = Card(config.data.task_name, CLASS_NAMES, {})
+    metadata = SetMetadata(config.data.task_name, CLASS_NAMES, {})
     distilled = DistilledDataset.create(
-        config.distilled_data, config.learner_train, card, learner, splits["train"], seed
+        config.distilled_data, config.learner_train, metadata, learner, splits["train"], seed
     )
     clock = Clock(setting.heads, config, learner, splits["validation"])
 

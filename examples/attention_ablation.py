@@ -31,7 +31,7 @@ def without(distilled: DistilledDataset, where: Iterable[tuple[int, int]]) -> Di
     raw = {name: tensor.detach().clone() for name, tensor in distilled.raw.items()}
     for layer, head in where:
         raw["attention_labels"][:, layer, head] = MASKED_LOGIT
-    return DistilledDataset(raw, distilled.config, distilled.train_config, distilled.card)
+    return DistilledDataset(raw, distilled.config, distilled.train_config, distilled.metadata)
 
 
 def scored(distilled: DistilledDataset, learner: Learner, split: TokenizedSplit, config: RunConfig) -> dict[str, Score]:
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if distilled.config.attention_label_weight is not AttentionLabelWeight.learned:
         parser.error("the set must have attention labels with distilled_data.attention_label_weight=learned")
     config = compose(*overrides)
-    learner = Learner(config.model, distilled.card.class_names)
+    learner = Learner(config.model, distilled.metadata.class_names)
     split = tokenize(load_task(config.data, config.base.seed), learner.tokenizer, config.data)["validation"]
     _, layers, heads, _, _ = distilled.raw["attention_labels"].shape
     everywhere = [(layer, head) for layer in range(layers) for head in range(heads)]

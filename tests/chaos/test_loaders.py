@@ -35,7 +35,7 @@ from transformers import get_scheduler
 
 from tests.support.toy import write_reference_folder
 from textdistill.distilled.dataset import DistilledDataset
-from textdistill.distilled.spec import Card, DistilledDataConfig, LabelType, LearnerTrainConfig
+from textdistill.distilled.spec import DistilledDataConfig, LabelType, LearnerTrainConfig, SetMetadata
 from textdistill.method.attention import AttentionLabelType
 from textdistill.training import checkpoint
 from textdistill.training.checkpoint import RunState, load_checkpoint, save_checkpoint
@@ -108,13 +108,13 @@ def a_set() -> DistilledDataset:
     )
     sizes = {"embedding_size": 4, "num_layers": 2, "num_heads": 3}
     model = {"name": "some/model", "revision": None, **sizes, "parameters": ("body.a", "body.b", "head")}
-    card = Card("toy", ("no", "yes"), model, {"path": "x"}, {"seed": 1, "accuracy": 1e-05})
-    return DistilledDataset(raw, config, LearnerTrainConfig(2, 1), card)
+    metadata = SetMetadata("toy", ("no", "yes"), model, {"path": "x"}, {"seed": 1, "accuracy": 1e-05})
+    return DistilledDataset(raw, config, LearnerTrainConfig(2, 1), metadata)
 
 
 def same_set(one: DistilledDataset, other: DistilledDataset) -> bool:
     return same_tensors(one, other) and all(
-        getattr(one, name) == getattr(other, name) for name in ("config", "train_config", "card")
+        getattr(one, name) == getattr(other, name) for name in ("config", "train_config", "metadata")
     )
 
 
@@ -133,7 +133,7 @@ NUMBERS = {"attention_loss_lambda", "lr_init"}
 
 
 def assert_valid_set(distilled: DistilledDataset, original: DistilledDataset) -> None:
-    """What a set may be whose card was changed and sealed again: of the right types, and like any other."""
+    """What a set may be whose metadata was changed and sealed again: of the right types, and like any other."""
     assert same_tensors(distilled, original)
     for group in (distilled.config, distilled.train_config):
         for name in (field.name for field in fields(group)):
@@ -148,15 +148,15 @@ def assert_valid_set(distilled: DistilledDataset, original: DistilledDataset) ->
                 assert math.isfinite(value)
             else:
                 assert value is None or isinstance(value, str)
-    card = distilled.card
-    assert type(card.task) is str
-    assert type(card.class_names) is tuple
-    assert all(type(name) is str for name in card.class_names)
-    assert len(set(card.class_names)) == len(card.class_names) == distilled.raw["labels"].shape[1]
-    assert type(card.model["name"]) is str
-    assert card.model["revision"] is None or type(card.model["revision"]) is str
-    assert all(type(card.model[key]) is int for key in ("embedding_size", "num_layers", "num_heads"))
-    assert all(type(name) is str for name in card.model["parameters"])
+    metadata = distilled.metadata
+    assert type(metadata.task) is str
+    assert type(metadata.class_names) is tuple
+    assert all(type(name) is str for name in metadata.class_names)
+    assert len(set(metadata.class_names)) == len(metadata.class_names) == distilled.raw["labels"].shape[1]
+    assert type(metadata.model["name"]) is str
+    assert metadata.model["revision"] is None or type(metadata.model["revision"]) is str
+    assert all(type(metadata.model[key]) is int for key in ("embedding_size", "num_layers", "num_heads"))
+    assert all(type(name) is str for name in metadata.model["parameters"])
     assert (distilled.lr > 0).all()
     assert all(tensor.isfinite().all() for tensor in distilled.raw.values())
     with tempfile.TemporaryDirectory() as folder:

@@ -28,11 +28,11 @@ from textdistill.distilled import hub, storage
 from textdistill.distilled.dataset import DistilledDataset
 from textdistill.distilled.spec import (
     AttentionLabelWeight,
-    Card,
     DistilledDataConfig,
     Init,
     LabelType,
     LearnerTrainConfig,
+    SetMetadata,
     describe,
 )
 from textdistill.method.attention import AttentionLabelType
@@ -42,7 +42,7 @@ from textdistill.method.learner import Learner, ModelConfig, Params
 from textdistill.method.losses import task_loss
 
 NONE, CLS, ALL = AttentionLabelType
-CARD = Card("toy", CLASS_NAMES, {})
+METADATA = SetMetadata("toy", CLASS_NAMES, {})
 SMALL = {"seq_length": 7, "lr_init": 0.3}
 
 
@@ -50,7 +50,7 @@ def create(
     learner: Learner, split: TokenizedSplit, steps: int = 1, batch_size: int = 1, seed: int = 0, **kwargs: Any
 ) -> DistilledDataset:
     config = DistilledDataConfig(**(SMALL | kwargs))
-    return DistilledDataset.create(config, LearnerTrainConfig(steps, batch_size), CARD, learner, split, seed)
+    return DistilledDataset.create(config, LearnerTrainConfig(steps, batch_size), METADATA, learner, split, seed)
 
 
 # --- the set before training
@@ -69,7 +69,7 @@ def test_create_has_the_shapes_of_the_design(
     assert shapes == expected
     assert len(distilled) == 6
     assert torch.equal(distilled.labels.argmax(-1), torch.tensor([0, 1, 2, 0, 1, 2]))
-    assert distilled.card.model == describe(tiny_learner)
+    assert distilled.metadata.model == describe(tiny_learner)
     assert {tensor.dtype for tensor in distilled.raw.values()} == {torch.float64}
 
 
@@ -203,8 +203,8 @@ def a_set(
     )
     sizes = {"embedding_size": 4, "num_layers": 2, "num_heads": 3}
     model = {"name": "some/model", "revision": None, **sizes, "parameters": ("body.a", "body.b", "head")}
-    card = Card("toy", ("no", "yes"), model, {"path": "x"}, {"seed": seed})
-    return DistilledDataset(raw, config, LearnerTrainConfig(steps, 1), card)
+    metadata = SetMetadata("toy", ("no", "yes"), model, {"path": "x"}, {"seed": seed})
+    return DistilledDataset(raw, config, LearnerTrainConfig(steps, 1), metadata)
 
 
 @given(st.integers(0, 1000), st.floats(0.01, 20), st.sampled_from([CLS, ALL]))
@@ -441,10 +441,10 @@ def test_what_is_saved_is_what_is_loaded(
         assert loaded.raw[name].requires_grad == tensor.requires_grad
     assert loaded.config == distilled.config
     assert loaded.train_config == distilled.train_config
-    assert loaded.card == Card(
+    assert loaded.metadata == SetMetadata(
         "toy",
         ("no", "yes"),
-        distilled.card.model,
+        distilled.metadata.model,
         {"path": "x"},
         {"seed": seed, "outer_steps": 3},
     )
@@ -559,8 +559,8 @@ def test_the_references_format_is_read(
     theirs = {key: value for key, value in asdict(distilled.config).items() if key not in OURS}
     ours = {"init": Init.noise, "attention_label_weight": AttentionLabelWeight.equal, "lr_for_parameter": False}
     assert asdict(loaded.config) == theirs | ours
-    assert loaded.card.model["embedding_size"] == 4
-    assert len(loaded.card.class_names) == 2
+    assert loaded.metadata.model["embedding_size"] == 4
+    assert len(loaded.metadata.class_names) == 2
 
 
 @pytest.mark.parametrize(
@@ -600,25 +600,25 @@ def test_a_reference_card_that_contradicts_its_tensors_is_refused(
 def test_shared_names_no_place_and_changes_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
     distilled = a_set(0)
     distilled.config.pretrained_data_path = "/home/me/earlier"
-    distilled.card = Card(
+    distilled.metadata = SetMetadata(
         "/home/me/tasks/mine",
         ("/r/news", "~"),
-        {**distilled.card.model, "name": "/home/me/models/tiny"},
+        {**distilled.metadata.model, "name": "/home/me/models/tiny"},
         {"text_columns": ["text"]},
         {"seed": 1, "config": {"data": {"path": "data", "max_length": 32}}},
     )
     shared = distilled.without_local_paths()
-    assert shared.card == Card(
+    assert shared.metadata == SetMetadata(
         "mine",
         ("/r/news", "~"),
-        {**distilled.card.model, "name": "tiny"},
+        {**distilled.metadata.model, "name": "tiny"},
         {"text_columns": ["text"]},
         {"seed": 1, "config": {"data": {"max_length": 32}}},
     )
     assert shared.config.pretrained_data_path is None
     assert all(torch.equal(shared.raw[name], tensor) for name, tensor in distilled.raw.items())
     assert "names the model tiny: /home/me/models/tiny is a folder of this machine" in caplog.text
-    assert distilled.card.task == "/home/me/tasks/mine"
+    assert distilled.metadata.task == "/home/me/tasks/mine"
 
 
 @pytest.mark.parametrize("dtype", [None, torch.float16, torch.bfloat16])
@@ -727,7 +727,7 @@ def test_tensors_of_other_shapes_are_refused() -> None:
     distilled = a_set(0)
     raw = {**distilled.raw, "lr": torch.zeros(3)}
     with pytest.raises(ValueError, match=r"must have shapes .*'lr': \(2,\).*, got .*'lr': \(3,\)"):
-        DistilledDataset(raw, distilled.config, distilled.train_config, distilled.card)
+        DistilledDataset(raw, distilled.config, distilled.train_config, distilled.metadata)
 
 
 OTHER_MODELS: dict[str, tuple[dict[str, int], tuple[str, ...], str]] = {

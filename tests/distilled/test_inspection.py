@@ -14,11 +14,11 @@ from textdistill.distilled.dataset import DistilledDataset
 from textdistill.distilled.inspection import nearest_tokens, own_attention, strongest, unusual
 from textdistill.distilled.spec import (
     AttentionLabelWeight,
-    Card,
     DistilledDataConfig,
     Init,
     LabelType,
     LearnerTrainConfig,
+    SetMetadata,
 )
 from textdistill.method.attention import AttentionLabelType
 from textdistill.method.learner import Learner
@@ -33,14 +33,16 @@ def real(tiny_learner: Learner, toy_split: TokenizedSplit) -> DistilledDataset:
         label_type=LabelType.soft,
         attention_label_type=AttentionLabelType.all,
     )
-    card = Card("toy", CLASS_NAMES, {})
-    return DistilledDataset.create(config, LearnerTrainConfig(), card, tiny_learner, toy_split, seed=0)
+    metadata = SetMetadata("toy", CLASS_NAMES, {})
+    return DistilledDataset.create(config, LearnerTrainConfig(), metadata, tiny_learner, toy_split, seed=0)
 
 
 def plain(learner: Learner, split: TokenizedSplit, **config: Any) -> DistilledDataset:
     config = {"seq_length": 4, "init": Init.real} | config
-    card = Card("toy", CLASS_NAMES, {})
-    return DistilledDataset.create(DistilledDataConfig(**config), LearnerTrainConfig(), card, learner, split, seed=0)
+    metadata = SetMetadata("toy", CLASS_NAMES, {})
+    return DistilledDataset.create(
+        DistilledDataConfig(**config), LearnerTrainConfig(), metadata, learner, split, seed=0
+    )
 
 
 def point(distilled: DistilledDataset, place: tuple[int, ...], key: int, logit: float) -> None:

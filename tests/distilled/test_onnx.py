@@ -14,7 +14,7 @@ from textdistill.commands.verbs import finetune
 from textdistill.data.tokens import TokenizedSplit
 from textdistill.distilled import onnx as export
 from textdistill.distilled.dataset import DistilledDataset
-from textdistill.distilled.spec import Card, DistilledDataConfig, LearnerTrainConfig
+from textdistill.distilled.spec import DistilledDataConfig, LearnerTrainConfig, SetMetadata
 from textdistill.method.attention import AttentionLabelType
 from textdistill.method.learner import Learner
 
@@ -22,8 +22,8 @@ from textdistill.method.learner import Learner
 @pytest.fixture
 def folder(tiny_learner32: Learner, toy_split: TokenizedSplit, tmp_path: Path) -> Path:
     config = DistilledDataConfig(attention_label_type=AttentionLabelType.cls, seq_length=5)
-    card = Card("toy", CLASS_NAMES, {})
-    distilled = DistilledDataset.create(config, LearnerTrainConfig(), card, tiny_learner32, toy_split, seed=0)
+    metadata = SetMetadata("toy", CLASS_NAMES, {})
+    distilled = DistilledDataset.create(config, LearnerTrainConfig(), metadata, tiny_learner32, toy_split, seed=0)
     distilled.save_pretrained(tmp_path / "set")
     return tmp_path / "set"
 

@@ -12,7 +12,7 @@ import torch
 from tests.conftest import CLASS_NAMES
 from textdistill.data.tokens import TokenizedSplit
 from textdistill.distilled.dataset import DistilledDataset
-from textdistill.distilled.spec import Card, DistilledDataConfig, LearnerTrainConfig
+from textdistill.distilled.spec import DistilledDataConfig, LearnerTrainConfig, SetMetadata
 from textdistill.evaluation import scoring as evaluation
 from textdistill.evaluation.scoring import EvaluateConfig, LearnerFactory, Score, metrics, score, trained_on
 from textdistill.method.learner import Learner
@@ -21,8 +21,8 @@ from textdistill.method.learner import Learner
 def trained_learners(learner: Learner, split: TokenizedSplit) -> LearnerFactory:
     """Learners of a distilled set whose steps matter and draw their samples at random."""
     config = DistilledDataConfig(data_per_label=2, seq_length=4, lr_init=1.0, fix_order=False)
-    card = Card("toy", CLASS_NAMES, {})
-    distilled = DistilledDataset.create(config, LearnerTrainConfig(train_step=2), card, learner, split, seed=0)
+    metadata = SetMetadata("toy", CLASS_NAMES, {})
+    distilled = DistilledDataset.create(config, LearnerTrainConfig(train_step=2), metadata, learner, split, seed=0)
     return trained_on(distilled, learner, 0, "evaluation")
 
 
@@ -55,8 +55,8 @@ def test_every_learner_has_a_head_and_an_order_of_its_own(
 
 
 def test_learners_have_streams_of_their_own(tiny_learner: Learner, toy_split: TokenizedSplit) -> None:
-    config, card = DistilledDataConfig(seq_length=4), Card("toy", CLASS_NAMES, {})
-    distilled = DistilledDataset.create(config, LearnerTrainConfig(), card, tiny_learner, toy_split, seed=0)
+    config, metadata = DistilledDataConfig(seq_length=4), SetMetadata("toy", CLASS_NAMES, {})
+    distilled = DistilledDataset.create(config, LearnerTrainConfig(), metadata, tiny_learner, toy_split, seed=0)
     heads = [
         trained_on(distilled, tiny_learner, seed, purpose)(0)["classifier.weight"]
         for seed, purpose in ((0, "evaluation"), (1, "evaluation"), (0, "validation"))

@@ -182,7 +182,7 @@ def test_page_needs_nothing_from_outside(runs: Path) -> None:
 def test_without_the_model(runs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     moved = Path(shutil.copytree(runs, tmp_path / "runs"))
     distilled = DistilledDataset.from_pretrained(moved / "distilled" / "distilled")
-    distilled.card.model["name"] = str(tmp_path / "none")  # type: ignore[index]
+    distilled.metadata.model["name"] = str(tmp_path / "none")  # type: ignore[index]
     distilled.save_pretrained(moved / "distilled" / "distilled")
     (group,) = contents(find_results([moved]))["groups"]
     inside = group["detail"]["inside"]

@@ -22,7 +22,7 @@ from textdistill.data.batches import train_batches
 from textdistill.data.task import DataConfig, load_task
 from textdistill.data.tokens import TokenizedSplit, tokenize
 from textdistill.distilled.dataset import DistilledDataset
-from textdistill.distilled.spec import Card, DistilledDataConfig, Init, LabelType, LearnerTrainConfig
+from textdistill.distilled.spec import DistilledDataConfig, Init, LabelType, LearnerTrainConfig, SetMetadata
 from textdistill.evaluation.baselines import Baseline, coresets, inner_loop
 from textdistill.evaluation.scoring import score, trained_on
 from textdistill.method.attention import AttentionLabelType
@@ -103,7 +103,7 @@ def flat(distilled: DistilledDataset) -> dict[str, float]:
 def create(learner: Learner, split: TokenizedSplit, train_step: int = 1, **config: Any) -> DistilledDataset:
     data = DistilledDataConfig(**({"seq_length": 4} | config))
     train_config = LearnerTrainConfig(train_step=train_step)
-    return DistilledDataset.create(data, train_config, Card("toy", CLASS_NAMES, {}), learner, split, seed=0)
+    return DistilledDataset.create(data, train_config, SetMetadata("toy", CLASS_NAMES, {}), learner, split, seed=0)
 
 
 def raw_copy(distilled: DistilledDataset) -> dict[str, Tensor]:
@@ -213,7 +213,7 @@ def test_lowest_validation_loss_is_restored(
     for name, expected, step in (("best", validate.seen[best], best), ("last", validate.seen[-1], 3)):
         saved = DistilledDataset.from_pretrained(tmp_path / "checkpoints" / name)
         assert equal(raw_copy(saved), {key: tensor.float() for key, tensor in expected.items()})
-        assert saved.card.provenance["outer_steps"] == step
+        assert saved.metadata.provenance["outer_steps"] == step
 
 
 # --- When it ends, validates and logs
@@ -440,7 +440,7 @@ def test_interrupted_run_leaves_its_state_and_the_last_set(
     last = DistilledDataset.from_pretrained(tmp_path / "checkpoints" / "last")
     assert equal(raw_copy(last), {name: tensor.float() for name, tensor in raw_copy(distilled).items()})
     assert not torch.equal(distilled.raw["inputs_embeds"], validate.seen[0]["inputs_embeds"])
-    assert last.card.provenance["outer_steps"] == reached
+    assert last.metadata.provenance["outer_steps"] == reached
 
 
 def test_second_signal_in_the_middle_of_a_step_writes_no_state(
@@ -584,7 +584,7 @@ def test_run_interrupted_three_times_ends_as_one_that_was_not(
     for name in ("best", "last"):
         first, second = (DistilledDataset.from_pretrained(folder / name) for folder in (quiet, state.parent))
         assert equal(raw_copy(first), raw_copy(second)), name
-        assert first.card == second.card
+        assert first.metadata == second.metadata
     # Moments, schedule, scale of float16: all that goes on from the end.
     first_state, second_state = load_checkpoint(quiet / CHECKPOINT_FILE, {}), load_checkpoint(state, {})
     assert equal(first_state.tensors, second_state.tensors)
@@ -636,7 +636,7 @@ def test_best_set_of_the_folder_is_that_of_the_checkpoint(
     )  # fmt: skip
     saved = DistilledDataset.from_pretrained(best)
     assert equal(raw_copy(saved), {k: t.float() for k, t in raw_copy(create(tiny_learner, toy_split)).items()})
-    assert saved.card.provenance["outer_steps"] == 0
+    assert saved.metadata.provenance["outer_steps"] == 0
 
 
 NOT_OF_SUCH_A_RUN = rf"{CHECKPOINT_FILE} must hold the counters, tensors and moments of a run .*; remove it to start"
@@ -978,7 +978,9 @@ def test_distilled_beats_random_real_samples(
     config = TrainConfig(max_steps=30, val_steps=15, lr_inputs_embeds=0.1, save_ckpt_dir=str(tmp_path))
     distilled_accuracy, random_accuracy = [], []
     for seed in range(5):
-        distilled = DistilledDataset.create(shape, inner, Card("toy", CLASS_NAMES, {}), learner, splits["train"], seed)
+        distilled = DistilledDataset.create(
+            shape, inner, SetMetadata("toy", CLASS_NAMES, {}), learner, splits["train"], seed
+        )
 
         def validate(distilled: DistilledDataset, seed: int = seed) -> dict[str, float]:
             train = trained_on(distilled, learner, seed, "validation")

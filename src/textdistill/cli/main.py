@@ -295,7 +295,7 @@ def _set_and_overrides(verb: str, arguments: list[str]) -> tuple[str, list[str],
     if not arguments or "=" in arguments[0]:
         raise ValueError(f"{verb} needs the folder of a distilled set: textdistill {verb} DISTILLED_DIR")
     folder, *overrides = arguments
-    card = DistilledDataset.from_pretrained(folder).card
+    card = DistilledDataset.from_pretrained(folder).metadata
 
     def stated(*keys: str) -> Any:
         value: Any = card.provenance

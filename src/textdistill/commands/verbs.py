@@ -26,7 +26,7 @@ from textdistill.data.tokens import TokenizedSplit, tokenize
 from textdistill.distilled.dataset import DistilledDataset
 from textdistill.distilled.inspection import nearest_tokens, strongest, unusual
 from textdistill.distilled.onnx import ONNX_FILE, check_onnx, to_onnx
-from textdistill.distilled.spec import Card, describe
+from textdistill.distilled.spec import SetMetadata, describe
 from textdistill.evaluation.baselines import Baseline, Training, coresets, full_data, inner_loop, ordinary
 from textdistill.evaluation.scoring import Score, score, trained_on
 from textdistill.method.learner import Learner, ModelConfig
@@ -347,14 +347,14 @@ def finetune(
     output = Path(output)
     if output.exists() and any(output.iterdir()):
         raise ValueError(f"--output must be a new or empty folder, got {output}; choose another or empty it")
-    name = model or str(distilled.card.model["name"])
-    learner = Learner(ModelConfig(distilled.card.task, name), distilled.card.class_names)
+    name = model or str(distilled.metadata.model["name"])
+    learner = Learner(ModelConfig(distilled.metadata.task, name), distilled.metadata.class_names)
     learner.to(Processes().device)
     started = time.monotonic()
     tuned = distilled.finetune(learner, seed)
     seconds = time.monotonic() - started
     # Texts are cut where distillation and evaluation cut them.
-    learner.tokenizer.model_max_length = distilled.card.data.get("max_length", learner.max_positions)
+    learner.tokenizer.model_max_length = distilled.metadata.data.get("max_length", learner.max_positions)
     tuned.save_pretrained(output)
     learner.tokenizer.save_pretrained(output)
     if onnx:
@@ -410,7 +410,7 @@ def show(distilled_dir: str | Path, nearest: int = 3, positions: int = 8) -> dic
 
     """
     distilled = DistilledDataset.from_pretrained(distilled_dir)
-    card = distilled.card
+    card = distilled.metadata
     found: dict[str, Any] = {
         "card": {"task": card.task, "class_names": list(card.class_names), "model": dict(card.model)},
         "config": asdict(distilled.config) | asdict(distilled.train_config),
@@ -450,7 +450,7 @@ def verify(distilled_dir: str | Path, config: RunConfig) -> dict[str, Any]:
 
     """
     distilled = DistilledDataset.from_pretrained(distilled_dir)
-    stated = distilled.card.provenance.get("scores")
+    stated = distilled.metadata.provenance.get("scores")
     if not isinstance(stated, dict):
         raise ValueError(f"{distilled_dir}: the card must state a score to be verified, as that of a finished run does")
     bench = _Bench(config)
@@ -469,8 +469,8 @@ def verify(distilled_dir: str | Path, config: RunConfig) -> dict[str, Any]:
     return {
         "metrics": found,
         "verified": all(metric["within"] for metric in found.values()),
-        "same_data": distilled.card.data.get("fingerprint") == bench.task.fingerprint,
-        "same_model": distilled.card.model["revision"] == bench.learner.revision,
+        "same_data": distilled.metadata.data.get("fingerprint") == bench.task.fingerprint,
+        "same_model": distilled.metadata.model["revision"] == bench.learner.revision,
         "unusual": unusual(distilled),
     }
 
@@ -495,7 +495,7 @@ class _Bench:
         self.learner.to(processes.device)
 
     @property
-    def card(self) -> Card:
+    def metadata(self) -> SetMetadata:
         data = {
             "text_columns": list(self.task.text_columns),
             "label_column": self.config.data.label_column,
@@ -503,7 +503,7 @@ class _Bench:
             "max_length": self.config.data.max_length,
             "fingerprint": self.task.fingerprint,
         }
-        return Card(self.task.name, self.task.class_names, describe(self.learner), data)
+        return SetMetadata(self.task.name, self.task.class_names, describe(self.learner), data)
 
     def results(self, scores: Mapping[str, Score]) -> Results:
         """What every score is reported with; raises FloatingPointError for a learner that diverged."""
@@ -532,7 +532,7 @@ def _initial(config: RunConfig, bench: _Bench) -> DistilledDataset:
         return DistilledDataset.create(
             config.distilled_data,
             config.learner_train,
-            bench.card,
+            bench.metadata,
             bench.learner,
             bench.splits["train"],
             config.base.seed,
@@ -550,16 +550,16 @@ def _initial(config: RunConfig, bench: _Bench) -> DistilledDataset:
                 f" got {getattr(config.learner_train, key)}"
             )
     kept = replace(loaded.config, pretrained_data_path=path)
-    return DistilledDataset(loaded.raw, kept, loaded.train_config, bench.card).to(bench.learner.device)
+    return DistilledDataset(loaded.raw, kept, loaded.train_config, bench.metadata).to(bench.learner.device)
 
 
 def _check_classes(distilled: DistilledDataset, bench: _Bench) -> None:
     distilled.check(bench.learner)
-    names, expected = distilled.card.class_names, bench.task.class_names
+    names, expected = distilled.metadata.class_names, bench.task.class_names
     # A set in the reference's format does not know its classes.
-    if distilled.card.task != "unknown" and names != expected:
+    if distilled.metadata.task != "unknown" and names != expected:
         raise ValueError(
-            f"the distilled set has classes {list(names)} (task {distilled.card.task!r}), but the data have"
+            f"the distilled set has classes {list(names)} (task {distilled.metadata.task!r}), but the data have"
             f" {list(expected)} in this order; use the data it was made from"
         )
 
@@ -637,7 +637,7 @@ def _shape(distilled: DistilledDataset) -> Results:
     return {
         "distilled_data": asdict(distilled.config),
         "learner_train": asdict(distilled.train_config),
-        "made_for": distilled.card.model["name"],
+        "made_for": distilled.metadata.model["name"],
     }
 
 

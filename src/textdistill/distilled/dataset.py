@@ -27,11 +27,11 @@ from textdistill.distilled import hub, storage
 from textdistill.distilled.readme import LICENSE, drop_local_paths, readme
 from textdistill.distilled.spec import (
     AttentionLabelWeight,
-    Card,
     DistilledDataConfig,
     Init,
     LabelType,
     LearnerTrainConfig,
+    SetMetadata,
     check_shapes,
     describe,
     read_card,
@@ -61,7 +61,7 @@ class DistilledDataset:
     rates and weights stay positive and probabilities sum to 1 by construction.
 
     >>> distilled = DistilledDataset.from_pretrained("DISTILLED_DIR")
-    >>> distilled.labels.shape == (len(distilled), len(distilled.card.class_names))
+    >>> distilled.labels.shape == (len(distilled), len(distilled.metadata.class_names))
     True
     >>> model = distilled.finetune()
     >>> model.config.id2label
@@ -72,7 +72,7 @@ class DistilledDataset:
             with a learning rate for each parameter; and with attention labels ``attention_labels`` (N, Y, H, Q, L).
         config: shape and kinds.
         train_config: number and batch size of inner steps.
-        card: task, model and provenance.
+        metadata: task, model and provenance.
         revision: commit of the hub repository that the set was read from, else None.
         stored_dtype: of embeddings and attention labels in the file that the set was read from, else None.
 
@@ -86,12 +86,12 @@ class DistilledDataset:
         raw: Mapping[str, Tensor],
         config: DistilledDataConfig,
         train_config: LearnerTrainConfig,
-        card: Card,
+        metadata: SetMetadata,
     ) -> None:
         config.check()
         train_config.check(config)
-        self.config, self.train_config, self.card = config, train_config, card
-        check_shapes(raw, tensor_shapes(config, train_config, len(card.class_names), card.model))
+        self.config, self.train_config, self.metadata = config, train_config, metadata
+        check_shapes(raw, tensor_shapes(config, train_config, len(metadata.class_names), metadata.model))
         self.raw = {name: tensor.detach().clone() for name, tensor in raw.items()}
         for name, tensor in self.raw.items():
             tensor.requires_grad_(name != "labels" or config.label_type is not LabelType.hard)
@@ -101,7 +101,7 @@ class DistilledDataset:
         cls,
         config: DistilledDataConfig,
         train_config: LearnerTrainConfig,
-        card: Card,
+        metadata: SetMetadata,
         learner: Learner,
         train: TokenizedSplit,
         seed: int,
@@ -111,7 +111,7 @@ class DistilledDataset:
         Args:
             config: its shape.
             train_config: the inner loop it will serve.
-            card: its task; ``card.model`` is filled in from the learner.
+            metadata: its task; ``metadata.model`` is filled in from the learner.
             learner: gives the widths, the reach of its attention and, for ``init=real``, the embeddings.
             train: real texts for ``init=real``: a random one of the class a sample, tiled to length.
             seed: the run's seed.
@@ -124,8 +124,10 @@ class DistilledDataset:
                 f"distilled_data.seq_length must be at most the {learner.max_positions} positions of"
                 f" {learner.name}, got {config.seq_length}"
             )
-        card = Card(card.task, card.class_names, describe(learner), card.data, card.provenance)
-        shapes = tensor_shapes(config, train_config, learner.num_labels, card.model)
+        metadata = SetMetadata(
+            metadata.task, metadata.class_names, describe(learner), metadata.data, metadata.provenance
+        )
+        shapes = tensor_shapes(config, train_config, learner.num_labels, metadata.model)
         count = config.data_per_label * learner.num_labels
         draw = generator(seed, "distilled", "inputs_embeds")
         if config.init is Init.noise:
@@ -146,7 +148,7 @@ class DistilledDataset:
             noise = torch.randn(shapes["attention_labels"], generator=draw)
             # Normalised, so that learned weights start at 1.
             raw["attention_labels"] = noise.masked_fill(~key_mask[:, None], MASKED_LOGIT).log_softmax(-1)
-        created = cls(raw, config, train_config, card).to(learner.device, learner.dtype)
+        created = cls(raw, config, train_config, metadata).to(learner.device, learner.dtype)
         created.check(learner)
         return created
 
@@ -256,25 +258,25 @@ class DistilledDataset:
         mean of their learning rates is that of all.
         """
         has, config, raw = describe(learner), self.config, dict(self.raw)
-        differ = [key for key in ("num_layers", "num_heads") if self.card.model[key] != has[key]]
+        differ = [key for key in ("num_layers", "num_heads") if self.metadata.model[key] != has[key]]
         if differ and config.attention_label_type is not AttentionLabelType.none:
             logger.warning(
                 "attention labels are left out: the set was made for %s with %s",
-                self.card.model["name"],
-                ", ".join(f"{key} {self.card.model[key]}, and {learner.name} has {has[key]}" for key in differ),
+                self.metadata.model["name"],
+                ", ".join(f"{key} {self.metadata.model[key]}, and {learner.name} has {has[key]}" for key in differ),
             )
             del raw["attention_labels"]
             config = replace(config, attention_label_type=AttentionLabelType.none)
-        if config.lr_for_parameter and self.card.model["parameters"] != has["parameters"]:
+        if config.lr_for_parameter and self.metadata.model["parameters"] != has["parameters"]:
             logger.warning(
                 "one learning rate for all parameters: the set was made for %s, whose parameters have other names than"
                 " those of %s",
-                self.card.model["name"],
+                self.metadata.model["name"],
                 learner.name,
             )
             raw["lr"] = _before_softplus(F.softplus(raw["lr"]) * raw.pop("lr_scales").mean(-1).exp())
             config = replace(config, lr_for_parameter=False)
-        return self if config is self.config else DistilledDataset(raw, config, self.train_config, self.card)
+        return self if config is self.config else DistilledDataset(raw, config, self.train_config, self.metadata)
 
     def check(self, learner: Learner) -> None:
         """Raises ValueError if ``learner`` cannot be trained on this set."""
@@ -283,26 +285,26 @@ class DistilledDataset:
             needs += ["num_layers", "num_heads"]
         has = describe(learner)
         for key in needs:
-            if self.card.model[key] != has[key]:
+            if self.metadata.model[key] != has[key]:
                 raise ValueError(
-                    f"the distilled set was made for {self.card.model['name']} with {key}"
-                    f" {self.card.model[key]}, but model.model_name={learner.name} has {has[key]}; use a model"
+                    f"the distilled set was made for {self.metadata.model['name']} with {key}"
+                    f" {self.metadata.model[key]}, but model.model_name={learner.name} has {has[key]}; use a model"
                     " of the same shape"
                 )
-        if self.config.lr_for_parameter and self.card.model["parameters"] != has["parameters"]:
+        if self.config.lr_for_parameter and self.metadata.model["parameters"] != has["parameters"]:
             raise ValueError(
-                f"the distilled set has learning rates for the parameters of {self.card.model['name']}, but those of"
-                f" model.model_name={learner.name} have other names; use a model of the same family and depth"
+                f"the distilled set has learning rates for the parameters of {self.metadata.model['name']}, but those"
+                f" of model.model_name={learner.name} have other names; use a model of the same family and depth"
             )
         if len(needs) > 1 and learner.rows_are_dropped:
             raise ValueError(
                 f"model.disable_dropout must be true for attention labels with {learner.name}, got false: this family's"
                 " attention is known only after dropout; or set distilled_data.attention_label_type=none"
             )
-        if len(self.card.class_names) != learner.num_labels:
+        if len(self.metadata.class_names) != learner.num_labels:
             raise ValueError(
-                f"the distilled set has {len(self.card.class_names)} classes {list(self.card.class_names)}, but"
-                f" the data have {learner.num_labels}; use the data of task {self.card.task!r}"
+                f"the distilled set has {len(self.metadata.class_names)} classes {list(self.metadata.class_names)}, but"
+                f" the data have {learner.num_labels}; use the data of task {self.metadata.task!r}"
             )
         if self.config.seq_length > learner.max_positions:
             raise ValueError(
@@ -329,28 +331,28 @@ class DistilledDataset:
 
         """
         if not isinstance(model, Learner):
-            name = model or str(self.card.model["name"])
-            model = Learner(ModelConfig(self.card.task, name), self.card.class_names)
+            name = model or str(self.metadata.model["name"])
+            model = Learner(ModelConfig(self.metadata.task, name), self.metadata.class_names)
         adapted = self.adapt_to(model)
         adapted.check(model)
         adapted.to(model.device, model.dtype)
         return model.to_model(adapted.train(model, seed, "evaluation", index))
 
     def without_local_paths(self) -> DistilledDataset:
-        """The set with a card that names no folder or file of this machine, to be given away.
+        """The set with metadata that name no folder or file of this machine, to be given away.
 
         A model or a task that is named by its path keeps the last part of it.
         """
-        card = self.card
-        model = drop_local_paths(card.model)
-        if model["name"] != card.model["name"]:
+        metadata = self.metadata
+        model = drop_local_paths(metadata.model)
+        if model["name"] != metadata.model["name"]:
             logger.warning(
                 "the card to share names the model %s: %s is a folder of this machine, and others need a copy of it",
                 model["name"],
-                card.model["name"],
+                metadata.model["name"],
             )
-        data, provenance = drop_local_paths(card.data), drop_local_paths(card.provenance)
-        kept = Card(drop_local_paths(card.task), card.class_names, model, data, provenance)
+        data, provenance = drop_local_paths(metadata.data), drop_local_paths(metadata.provenance)
+        kept = SetMetadata(drop_local_paths(metadata.task), metadata.class_names, model, data, provenance)
         return DistilledDataset(self.raw, replace(self.config, pretrained_data_path=None), self.train_config, kept)
 
     def save_pretrained(self, path: str | Path, dtype: torch.dtype | None = None, **provenance: Any) -> None:
@@ -360,7 +362,7 @@ class DistilledDataset:
             path: the folder; an earlier distilled set in it is replaced.
             dtype: of embeddings and attention labels in the file, such as ``torch.float16``; labels and learning
                 rates, which are few, stay as they are. None leaves all as they are.
-            **provenance: added to the card.
+            **provenance: added to the metadata.
 
         """
         self._save(Path(path), "PATH", dtype, provenance)
@@ -384,7 +386,7 @@ class DistilledDataset:
             revision: a branch, made if need be; None for the main one.
             commit_message: the first line of the commit.
             token: None for the one that the machine is logged in with (``hf auth login``, ``HF_TOKEN``).
-            license: for the card, as the hub spells it (``mit``, ``cc-by-4.0``); None keeps what the card says.
+            license: for the metadata, as the hub spells it (``mit``, ``cc-by-4.0``); None keeps what the metadata says.
             dtype: as in ``save_pretrained``.
 
         Raises:
@@ -411,8 +413,8 @@ class DistilledDataset:
 
         Returns:
             Rows of float32 torch tensors (``with_format`` gives others), detached: ``step`` (0..T-1) and its ``lr``, a
-            number or (P,), one for each parameter that ``card.model`` names; ``inputs_embeds`` (L, D), ``labels`` (C),
-            and with attention labels ``attention_labels`` (Y, H, Q, L); what learners read, not the raw values.
+            number or (P,), one for each parameter that ``metadata.model`` names; ``inputs_embeds`` (L, D), ``labels``
+            (C), and with attention labels ``attention_labels`` (Y, H, Q, L); what learners read, not the raw values.
 
         """
         from datasets import Array2D, Array4D, Dataset, Features, List, Value
@@ -459,8 +461,8 @@ class DistilledDataset:
         try:
             loaded = cls(tensors, *(read_reference(config, tensors) if reference else read_card(config)))
         except ValueError as error:
-            card = Path(path_or_repo, storage.CONFIG_FILE)
-            raise ValueError(f"{card}: {error}; restore the folder from its source") from error
+            config_file = Path(path_or_repo, storage.CONFIG_FILE)
+            raise ValueError(f"{config_file}: {error}; restore the folder from its source") from error
         loaded.stored_dtype = stored["inputs_embeds"].dtype
         if not reference:
             loaded.revision = config["revision"]
@@ -471,18 +473,18 @@ class DistilledDataset:
         config = {
             "distilled_data": asdict(self.config),
             "learner_train": asdict(self.train_config),
-            "task": self.card.task,
-            "class_names": list(self.card.class_names),
-            "model": dict(self.card.model),
-            "data": dict(self.card.data),
-            "provenance": {**self.card.provenance, **provenance},
+            "task": self.metadata.task,
+            "class_names": list(self.metadata.class_names),
+            "model": dict(self.metadata.model),
+            "data": dict(self.metadata.data),
+            "provenance": {**self.metadata.provenance, **provenance},
         }
         small = {name: tensor.to(dtype) for name, tensor in self.raw.items() if name in LARGE}
         shapes = {name: tensor.shape for name, tensor in self.raw.items()}
         storage.save_folder(path, self.raw | small, config, readme(config, shapes, source))
 
     def _rows(self, step: int, order_seed: int) -> Tensor:
-        batch = self.train_config.batch_size_per_label * len(self.card.class_names)
+        batch = self.train_config.batch_size_per_label * len(self.metadata.class_names)
         if self.config.fix_order:
             cycle = step % (len(self) // batch)
             return torch.arange(batch * cycle, batch * (cycle + 1))

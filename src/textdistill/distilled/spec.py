@@ -97,7 +97,7 @@ class LearnerTrainConfig:
 
 
 @dataclass(frozen=True)
-class Card:
+class SetMetadata:
     """What a distilled set was made for and from; stored beside its tensors.
 
     Attributes:
@@ -195,16 +195,16 @@ def check_shapes(raw: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ..
         raise ValueError(f"tensors of a distilled set must have shapes {expected}, got {storage.brief(given)}")
 
 
-def read_card(config: Mapping[str, Any]) -> tuple[DistilledDataConfig, LearnerTrainConfig, Card]:
+def read_card(config: Mapping[str, Any]) -> tuple[DistilledDataConfig, LearnerTrainConfig, SetMetadata]:
     """What ``config.json`` of a set says; ValueError where it is not of the form."""
     file = storage.parse(_File, {key: value for key, value in config.items() if key not in storage.OWN_KEYS})
-    card = Card(file.task, file.class_names, asdict(file.model), file.data, file.provenance)
+    card = SetMetadata(file.task, file.class_names, asdict(file.model), file.data, file.provenance)
     return file.distilled_data, file.learner_train, card
 
 
 def read_reference(
     config: Mapping[str, Any], raw: Mapping[str, Tensor]
-) -> tuple[DistilledDataConfig, LearnerTrainConfig, Card]:
+) -> tuple[DistilledDataConfig, LearnerTrainConfig, SetMetadata]:
     """What ``config.json`` of the reference implementation says; ValueError where ``raw`` is of other shapes."""
     data = config.get("config")
     if isinstance(data, dict):
@@ -223,4 +223,4 @@ def read_reference(
     }
     # Before there are names: a card may claim 2**60 classes.
     check_shapes(raw, tensor_shapes(file.config, file.train_config, file.num_labels, model))
-    return file.config, file.train_config, Card("unknown", tuple(map(str, range(file.num_labels))), model)
+    return file.config, file.train_config, SetMetadata("unknown", tuple(map(str, range(file.num_labels))), model)

@@ -188,7 +188,7 @@ def _detail(run_dir: Path, results: Results, pages: int) -> dict[str, Any]:
     config = read_config(run_dir)
     return {
         "results": results,
-        "card": distilled.card,
+        "card": distilled.metadata,
         "shape": asdict(distilled.config),
         "inner": asdict(distilled.train_config),
         "config": config,
@@ -209,7 +209,7 @@ def _detail(run_dir: Path, results: Results, pages: int) -> dict[str, Any]:
 
 
 def _sample_names(distilled: DistilledDataset) -> list[str]:
-    classes = distilled.card.class_names
+    classes = distilled.metadata.class_names
     return [f"{i}: {classes[i % len(classes)]}" for i in range(len(distilled))]
 
 
@@ -307,7 +307,7 @@ def _inside(distilled: DistilledDataset, results: Results, config: Mapping[str, 
 
 def _load(distilled: DistilledDataset, config: Mapping[str, Any]) -> Learner | None:
     """The run's learner, with the set on its device; None where its model cannot be loaded, or is another now."""
-    card, given = distilled.card, config.get("model", {})
+    card, given = distilled.metadata, config.get("model", {})
     kinds = {key: given[key] for key in ("use_pretrained_model", "disable_dropout") if key in given}
     try:
         learner = Learner(ModelConfig(card.task, str(card.model["name"]), **kinds), card.class_names)
