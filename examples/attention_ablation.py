@@ -31,7 +31,7 @@ def without(distilled: DistilledDataset, where: Iterable[tuple[int, int]]) -> Di
     raw = {name: tensor.detach().clone() for name, tensor in distilled.raw.items()}
     for layer, head in where:
         raw["attention_labels"][:, layer, head] = MASKED_LOGIT
-    return DistilledDataset(raw, distilled.config, distilled.train_config, distilled.metadata)
+    return DistilledDataset(raw, distilled.config, distilled.inner_config, distilled.metadata)
 
 
 def scored(distilled: DistilledDataset, learner: Learner, split: TokenizedSplit, config: RunConfig) -> dict[str, Score]:

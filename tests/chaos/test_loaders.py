@@ -114,7 +114,7 @@ def a_set() -> DistilledDataset:
 
 def same_set(one: DistilledDataset, other: DistilledDataset) -> bool:
     return same_tensors(one, other) and all(
-        getattr(one, name) == getattr(other, name) for name in ("config", "train_config", "metadata")
+        getattr(one, name) == getattr(other, name) for name in ("config", "inner_config", "metadata")
     )
 
 
@@ -135,7 +135,7 @@ NUMBERS = {"attention_loss_lambda", "lr_init"}
 def assert_valid_set(distilled: DistilledDataset, original: DistilledDataset) -> None:
     """What a set may be whose metadata was changed and sealed again: of the right types, and like any other."""
     assert same_tensors(distilled, original)
-    for group in (distilled.config, distilled.train_config):
+    for group in (distilled.config, distilled.inner_config):
         for name in (field.name for field in fields(group)):
             value = getattr(group, name)
             if name in COUNTS:

@@ -440,7 +440,7 @@ def test_what_is_saved_is_what_is_loaded(
         assert torch.equal(loaded.raw[name], tensor)
         assert loaded.raw[name].requires_grad == tensor.requires_grad
     assert loaded.config == distilled.config
-    assert loaded.train_config == distilled.train_config
+    assert loaded.inner_config == distilled.inner_config
     assert loaded.metadata == SetMetadata(
         "toy",
         ("no", "yes"),
@@ -555,7 +555,7 @@ def test_the_references_format_is_read(
     loaded = DistilledDataset.from_pretrained(tmp_path)
     assert loaded.raw.keys() == distilled.raw.keys() - {"lr_scales"}
     assert all(torch.equal(tensor, distilled.raw[name]) for name, tensor in loaded.raw.items())
-    assert loaded.train_config == distilled.train_config
+    assert loaded.inner_config == distilled.inner_config
     theirs = {key: value for key, value in asdict(distilled.config).items() if key not in OURS}
     ours = {"init": Init.noise, "attention_label_weight": AttentionLabelWeight.equal, "lr_for_parameter": False}
     assert asdict(loaded.config) == theirs | ours
@@ -727,7 +727,7 @@ def test_tensors_of_other_shapes_are_refused() -> None:
     distilled = a_set(0)
     raw = {**distilled.raw, "lr": torch.zeros(3)}
     with pytest.raises(ValueError, match=r"must have shapes .*'lr': \(2,\).*, got .*'lr': \(3,\)"):
-        DistilledDataset(raw, distilled.config, distilled.train_config, distilled.metadata)
+        DistilledDataset(raw, distilled.config, distilled.inner_config, distilled.metadata)
 
 
 OTHER_MODELS: dict[str, tuple[dict[str, int], tuple[str, ...], str]] = {

@@ -67,7 +67,7 @@ def test_round_trip_is_bit_identical(
     local, loaded = DistilledDataset.from_pretrained(tmp_path / "set"), DistilledDataset.from_pretrained(REPO)
     assert loaded.raw.keys() == local.raw.keys()
     assert all(torch.equal(loaded.raw[name], tensor) for name, tensor in local.raw.items())
-    assert (loaded.config, loaded.train_config) == (local.config, local.train_config)
+    assert (loaded.config, loaded.inner_config) == (local.config, local.inner_config)
     assert loaded.revision == commit.oid == remote.branches["main"]
     assert loaded.stored_dtype == (dtype or torch.float32)
 

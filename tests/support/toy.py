@@ -51,7 +51,7 @@ def write_reference_folder(folder: Path, distilled: DistilledDataset) -> None:
     config = {key: value for key, value in asdict(distilled.config).items() if key not in OURS}
     card = {
         "config": {key: str(value) if isinstance(value, str) else value for key, value in config.items()},
-        "train_config": asdict(distilled.train_config),
+        "train_config": asdict(distilled.inner_config),
         "num_labels": len(distilled.metadata.class_names),
         "hidden_size": distilled.metadata.model["embedding_size"],
         "num_layers": distilled.metadata.model["num_layers"],

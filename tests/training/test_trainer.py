@@ -102,8 +102,8 @@ def flat(distilled: DistilledDataset) -> dict[str, float]:
 
 def create(learner: Learner, split: TokenizedSplit, train_step: int = 1, **config: Any) -> DistilledDataset:
     data = DistilledDataConfig(**({"seq_length": 4} | config))
-    train_config = LearnerTrainConfig(train_step=train_step)
-    return DistilledDataset.create(data, train_config, SetMetadata("toy", CLASS_NAMES, {}), learner, split, seed=0)
+    inner_config = LearnerTrainConfig(train_step=train_step)
+    return DistilledDataset.create(data, inner_config, SetMetadata("toy", CLASS_NAMES, {}), learner, split, seed=0)
 
 
 def raw_copy(distilled: DistilledDataset) -> dict[str, Tensor]:

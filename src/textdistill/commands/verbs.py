@@ -413,7 +413,7 @@ def show(distilled_dir: str | Path, nearest: int = 3, positions: int = 8) -> dic
     card = distilled.metadata
     found: dict[str, Any] = {
         "card": {"task": card.task, "class_names": list(card.class_names), "model": dict(card.model)},
-        "config": asdict(distilled.config) | asdict(distilled.train_config),
+        "config": asdict(distilled.config) | asdict(distilled.inner_config),
         "shapes": {name: list(tensor.shape) for name, tensor in distilled.raw.items()},
         "bytes": {name: tensor.numel() * tensor.element_size() for name, tensor in distilled.raw.items()},
         "labels": distilled.labels.tolist(),
@@ -543,14 +543,14 @@ def _initial(config: RunConfig, bench: _Bench) -> DistilledDataset:
     differ = [key for key in given if key != "pretrained_data_path" and given[key] != has[key]]
     if differ:
         logger.warning("distilled_data.{%s} have no effect: the set of pretrained_data_path counts", ",".join(differ))
-    for key, value in asdict(loaded.train_config).items():
+    for key, value in asdict(loaded.inner_config).items():
         if value != getattr(config.learner_train, key):
             raise ValueError(
                 f"learner_train.{key} must be {value}, that of the set in distilled_data.pretrained_data_path,"
                 f" got {getattr(config.learner_train, key)}"
             )
     kept = replace(loaded.config, pretrained_data_path=path)
-    return DistilledDataset(loaded.raw, kept, loaded.train_config, bench.metadata).to(bench.learner.device)
+    return DistilledDataset(loaded.raw, kept, loaded.inner_config, bench.metadata).to(bench.learner.device)
 
 
 def _check_classes(distilled: DistilledDataset, bench: _Bench) -> None:
@@ -636,7 +636,7 @@ def _train(
 def _shape(distilled: DistilledDataset) -> Results:
     return {
         "distilled_data": asdict(distilled.config),
-        "learner_train": asdict(distilled.train_config),
+        "learner_train": asdict(distilled.inner_config),
         "made_for": distilled.metadata.model["name"],
     }
 

@@ -71,7 +71,7 @@ class DistilledDataset:
         raw: ``inputs_embeds`` (N, L, D), ``labels`` (N, C), ``lr`` (T,) or a scalar; ``lr_scales`` (T, P) or (P,)
             with a learning rate for each parameter; and with attention labels ``attention_labels`` (N, Y, H, Q, L).
         config: shape and kinds.
-        train_config: number and batch size of inner steps.
+        inner_config: number and batch size of inner steps.
         metadata: task, model and provenance.
         revision: commit of the hub repository that the set was read from, else None.
         stored_dtype: of embeddings and attention labels in the file that the set was read from, else None.
@@ -85,13 +85,13 @@ class DistilledDataset:
         self,
         raw: Mapping[str, Tensor],
         config: DistilledDataConfig,
-        train_config: LearnerTrainConfig,
+        inner_config: LearnerTrainConfig,
         metadata: SetMetadata,
     ) -> None:
         config.check()
-        train_config.check(config)
-        self.config, self.train_config, self.metadata = config, train_config, metadata
-        check_shapes(raw, tensor_shapes(config, train_config, len(metadata.class_names), metadata.model))
+        inner_config.check(config)
+        self.config, self.inner_config, self.metadata = config, inner_config, metadata
+        check_shapes(raw, tensor_shapes(config, inner_config, len(metadata.class_names), metadata.model))
         self.raw = {name: tensor.detach().clone() for name, tensor in raw.items()}
         for name, tensor in self.raw.items():
             tensor.requires_grad_(name != "labels" or config.label_type is not LabelType.hard)
@@ -100,7 +100,7 @@ class DistilledDataset:
     def create(
         cls,
         config: DistilledDataConfig,
-        train_config: LearnerTrainConfig,
+        inner_config: LearnerTrainConfig,
         metadata: SetMetadata,
         learner: Learner,
         train: TokenizedSplit,
@@ -110,7 +110,7 @@ class DistilledDataset:
 
         Args:
             config: its shape.
-            train_config: the inner loop it will serve.
+            inner_config: the inner loop it will serve.
             metadata: its task; ``metadata.model`` is filled in from the learner.
             learner: gives the widths, the reach of its attention and, for ``init=real``, the embeddings.
             train: real texts for ``init=real``: a random one of the class a sample, tiled to length.
@@ -118,7 +118,7 @@ class DistilledDataset:
 
         """
         config.check()
-        train_config.check(config)
+        inner_config.check(config)
         if config.seq_length > learner.max_positions:
             raise ValueError(
                 f"distilled_data.seq_length must be at most the {learner.max_positions} positions of"
@@ -127,7 +127,7 @@ class DistilledDataset:
         metadata = SetMetadata(
             metadata.task, metadata.class_names, describe(learner), metadata.data, metadata.provenance
         )
-        shapes = tensor_shapes(config, train_config, learner.num_labels, metadata.model)
+        shapes = tensor_shapes(config, inner_config, learner.num_labels, metadata.model)
         count = config.data_per_label * learner.num_labels
         draw = generator(seed, "distilled", "inputs_embeds")
         if config.init is Init.noise:
@@ -148,7 +148,7 @@ class DistilledDataset:
             noise = torch.randn(shapes["attention_labels"], generator=draw)
             # Normalised, so that learned weights start at 1.
             raw["attention_labels"] = noise.masked_fill(~key_mask[:, None], MASKED_LOGIT).log_softmax(-1)
-        created = cls(raw, config, train_config, metadata).to(learner.device, learner.dtype)
+        created = cls(raw, config, inner_config, metadata).to(learner.device, learner.dtype)
         created.check(learner)
         return created
 
@@ -161,7 +161,7 @@ class DistilledDataset:
 
         With one for each parameter, their geometric mean.
         """
-        steps = self.train_config.train_step
+        steps = self.inner_config.train_step
         lr = F.softplus(self.raw["lr"])
         if "lr_scales" in self.raw:
             lr = lr * self.raw["lr_scales"].mean(-1).exp()
@@ -176,7 +176,7 @@ class DistilledDataset:
         if "lr_scales" not in self.raw:
             return None
         raw = self.raw["lr_scales"]
-        return (raw - raw.mean(-1, keepdim=True)).exp().expand(self.train_config.train_step, -1)
+        return (raw - raw.mean(-1, keepdim=True)).exp().expand(self.inner_config.train_step, -1)
 
     @property
     def labels(self) -> Tensor:
@@ -212,7 +212,7 @@ class DistilledDataset:
         if attention_labels is not None and weights is not None:
             attention_labels = attention_labels * weights[..., None]
         batches = []
-        for step in range(self.train_config.train_step):
+        for step in range(self.inner_config.train_step):
             rows = self._rows(step, order_seed).to(labels.device)
             batches.append(
                 InnerBatch(
@@ -276,7 +276,7 @@ class DistilledDataset:
             )
             raw["lr"] = _before_softplus(F.softplus(raw["lr"]) * raw.pop("lr_scales").mean(-1).exp())
             config = replace(config, lr_for_parameter=False)
-        return self if config is self.config else DistilledDataset(raw, config, self.train_config, self.metadata)
+        return self if config is self.config else DistilledDataset(raw, config, self.inner_config, self.metadata)
 
     def check(self, learner: Learner) -> None:
         """Raises ValueError if ``learner`` cannot be trained on this set."""
@@ -353,7 +353,7 @@ class DistilledDataset:
             )
         data, provenance = drop_local_paths(metadata.data), drop_local_paths(metadata.provenance)
         kept = SetMetadata(drop_local_paths(metadata.task), metadata.class_names, model, data, provenance)
-        return DistilledDataset(self.raw, replace(self.config, pretrained_data_path=None), self.train_config, kept)
+        return DistilledDataset(self.raw, replace(self.config, pretrained_data_path=None), self.inner_config, kept)
 
     def save_pretrained(self, path: str | Path, dtype: torch.dtype | None = None, **provenance: Any) -> None:
         """Writes ``distilled.safetensors``, ``config.json`` and ``README.md``; the folder appears whole or not at all.
@@ -472,7 +472,7 @@ class DistilledDataset:
         """``save_pretrained`` with what ``from_pretrained`` will take to load the set, for the README."""
         config = {
             "distilled_data": asdict(self.config),
-            "learner_train": asdict(self.train_config),
+            "learner_train": asdict(self.inner_config),
             "task": self.metadata.task,
             "class_names": list(self.metadata.class_names),
             "model": dict(self.metadata.model),
@@ -484,7 +484,7 @@ class DistilledDataset:
         storage.save_folder(path, self.raw | small, config, readme(config, shapes, source))
 
     def _rows(self, step: int, order_seed: int) -> Tensor:
-        batch = self.train_config.batch_size_per_label * len(self.metadata.class_names)
+        batch = self.inner_config.batch_size_per_label * len(self.metadata.class_names)
         if self.config.fix_order:
             cycle = step % (len(self) // batch)
             return torch.arange(batch * cycle, batch * (cycle + 1))

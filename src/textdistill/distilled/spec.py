@@ -171,14 +171,14 @@ def describe(learner: Learner) -> dict[str, Any]:
 
 
 def tensor_shapes(
-    config: DistilledDataConfig, train_config: LearnerTrainConfig, num_labels: int, model: Mapping[str, Any]
+    config: DistilledDataConfig, inner_config: LearnerTrainConfig, num_labels: int, model: Mapping[str, Any]
 ) -> dict[str, tuple[int, ...]]:
     """By name, the shape of each raw tensor of a set; see ``DistilledDataset.raw``."""
     count, length = config.data_per_label * num_labels, config.seq_length
     shapes: dict[str, tuple[int, ...]] = {
         "inputs_embeds": (count, length, model["embedding_size"]),
         "labels": (count, num_labels),
-        "lr": (train_config.train_step,) if config.lr_for_step else (),
+        "lr": (inner_config.train_step,) if config.lr_for_step else (),
     }
     if config.lr_for_parameter:
         shapes["lr_scales"] = (*shapes["lr"], len(model["parameters"]))

@@ -127,7 +127,7 @@ def inner_loop(
     learner: Learner,
     splits: dict[str, TokenizedSplit],
     rows: list[np.ndarray],
-    train_config: LearnerTrainConfig,
+    inner_config: LearnerTrainConfig,
     batch_size: int,
     seed: int,
 ) -> tuple[LearnerFactory, float]:
@@ -137,7 +137,7 @@ def inner_loop(
         learner: the model.
         splits: ``train`` with the samples, ``validation`` to choose the learning rate on.
         rows: of ``train``, as ``coresets`` chooses them.
-        train_config: number and batch size of inner steps.
+        inner_config: number and batch size of inner steps.
         batch_size: rows a forward pass on validation.
         seed: the run's seed.
 
@@ -146,12 +146,12 @@ def inner_loop(
 
     """
     inner_loss = make_inner_loss(learner, AttentionLabelType.none, 0.0)
-    count = train_config.batch_size_per_label * learner.num_labels
+    count = inner_config.batch_size_per_label * learner.num_labels
 
     def trained(lr: float, purpose: str) -> LearnerFactory:
         def train_one(index: int) -> Params:
             chosen = rows[index % len(rows)]
-            starts = [step * count % len(chosen) for step in range(train_config.train_step)]
+            starts = [step * count % len(chosen) for step in range(inner_config.train_step)]
             batches = [_real_batch(learner, splits["train"], chosen[start : start + count], lr) for start in starts]
             params = learner.fresh_params(stream_seed(seed, "head", purpose, index))
             return fine_tune(inner_loss, params, batches)

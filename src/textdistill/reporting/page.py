@@ -190,7 +190,7 @@ def _detail(run_dir: Path, results: Results, pages: int) -> dict[str, Any]:
         "results": results,
         "card": distilled.metadata,
         "shape": asdict(distilled.config),
-        "inner": asdict(distilled.train_config),
+        "inner": asdict(distilled.inner_config),
         "config": config,
         "groups": {key: list(flatten(value)) for key, value in config.items() if isinstance(value, dict)},
         "labels": distilled.labels.tolist(),

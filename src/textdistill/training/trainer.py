@@ -305,7 +305,7 @@ def fit(
             raise ValueError(f"train.max_steps must be at least {saved_step}, the step reached, got {max_steps}")
         if state.best:
             # The folder may hold a later set, or none: a set is replaced by two renames.
-            best = DistilledDataset(state.best, distilled.config, distilled.train_config, distilled.metadata)
+            best = DistilledDataset(state.best, distilled.config, distilled.inner_config, distilled.metadata)
             keep_set(best, "best", state.progress.best_step)
         logger.info("going on from step %d/%d", saved_step, max_steps)
     progress = state.progress
