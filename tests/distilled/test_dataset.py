@@ -33,7 +33,7 @@ from textdistill.distilled.spec import (
     LabelType,
     LearnerTrainConfig,
     SetMetadata,
-    describe,
+    model_metadata,
 )
 from textdistill.method.attention import AttentionLabelType
 from textdistill.method.hypergradient import Estimator, hypergradient
@@ -69,7 +69,7 @@ def test_create_has_the_shapes_of_the_design(
     assert shapes == expected
     assert len(distilled) == 6
     assert torch.equal(distilled.labels.argmax(-1), torch.tensor([0, 1, 2, 0, 1, 2]))
-    assert distilled.metadata.model == describe(tiny_learner)
+    assert distilled.metadata.model == model_metadata(tiny_learner)
     assert {tensor.dtype for tensor in distilled.raw.values()} == {torch.float64}
 
 

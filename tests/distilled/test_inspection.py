@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from tests.conftest import CLASS_NAMES
 from textdistill.data.tokens import TokenizedSplit
 from textdistill.distilled.dataset import DistilledDataset
-from textdistill.distilled.inspection import nearest_tokens, own_attention, strongest, unusual
+from textdistill.distilled.inspection import find_anomalies, nearest_tokens, own_attention, strongest_labels
 from textdistill.distilled.spec import (
     AttentionLabelWeight,
     DistilledDataConfig,
@@ -63,7 +63,7 @@ def test_strongest_rows_are_found_in_order(real: DistilledDataset) -> None:
     logits = [torch.tensor([logit, 0.0, 0.0, 0.0]) for logit in (6.0, 4.0)]
     first, second = ({"probability": pytest.approx(row.softmax(0)[0].item())} for row in logits)
     first["weight"], second["weight"] = (pytest.approx(row.exp().sum().item()) for row in logits)
-    found = strongest(real, 2)
+    found = strongest_labels(real, 2)
     assert found is not None
     assert found[1] == [
         {"layer": 1, "head": 2, "row": 0, "key": 3, **first},
@@ -77,21 +77,21 @@ def test_a_heavy_row_is_stronger_than_a_sharp_one(real: DistilledDataset) -> Non
     real.raw["attention_labels"].data.zero_()
     point(real, (1, 0, 3, 2), 1, 4.0)
     real.raw["attention_labels"].data[1, 1, 2, 0] = 6.0
-    found = strongest(real, 1)
+    found = strongest_labels(real, 1)
     assert found is not None
     assert (found[1][0]["layer"], found[1][0]["probability"]) == (1, 0.25)
     real.config.attention_label_weight = AttentionLabelWeight.equal
-    found = strongest(real, 1)
+    found = strongest_labels(real, 1)
     assert found is not None
     assert (found[1][0]["layer"], found[1][0]["weight"]) == (0, 1.0)
 
 
 def test_strongest_of_few_or_no_rows(tiny_learner: Learner, toy_split: TokenizedSplit) -> None:
     cls = plain(tiny_learner, toy_split, attention_label_type=AttentionLabelType.cls)
-    found = strongest(cls, 100)
+    found = strongest_labels(cls, 100)
     assert found is not None
     assert [len(sample) for sample in found] == [2 * 4] * 3
-    assert strongest(plain(tiny_learner, toy_split), 3) is None
+    assert strongest_labels(plain(tiny_learner, toy_split), 3) is None
 
 
 # --- nearest_tokens
@@ -145,29 +145,29 @@ def test_own_attention_is_that_of_the_learner_before_and_after(
 
 
 def test_nothing_is_unusual(real: DistilledDataset, tiny_learner: Learner, toy_split: TokenizedSplit) -> None:
-    assert unusual(real) == []
+    assert find_anomalies(real) == []
     for label_type in LabelType:
-        assert unusual(plain(tiny_learner, toy_split, label_type=label_type)) == []
+        assert find_anomalies(plain(tiny_learner, toy_split, label_type=label_type)) == []
 
 
 def test_embeddings_far_longer_than_others_are_unusual(real: DistilledDataset) -> None:
     embeds = real.raw["inputs_embeds"].data
     embeds /= embeds.norm(dim=-1, keepdim=True)
     embeds[2, 1] *= 2.9
-    assert unusual(real) == []
+    assert find_anomalies(real) == []
     embeds[0, 3] *= 3.1
     embeds[1, 2] *= 7
-    assert unusual(real) == [
+    assert find_anomalies(real) == [
         "2 of 12 embeddings are longer than 3 times the median; the longest, 7.0 times, is at sample 1, position 2"
     ]
 
 
 def test_attention_on_one_position_is_unusual(real: DistilledDataset, tiny_learner: Learner) -> None:
     point(real, (0, 1, 2, 3), 0, 5.0)  # 0.98
-    assert unusual(real) == []
+    assert find_anomalies(real) == []
     point(real, (2, 0, 0, 1), 2, 6.0)  # 0.993
     point(real, (1, 1, 3, 0), 1, 50.0)
-    assert unusual(real) == [
+    assert find_anomalies(real) == [
         "2 of 96 attention rows put at least 0.99 on one position; textdistill show lists the strongest"
     ]
 
@@ -178,10 +178,10 @@ def test_hard_labels_that_are_no_probabilities_are_unusual(
 ) -> None:
     distilled = plain(tiny_learner, toy_split)
     distilled.raw["labels"][1] = torch.tensor(row)
-    assert unusual(distilled) == ["hard labels of samples [1] are no probabilities"]
+    assert find_anomalies(distilled) == ["hard labels of samples [1] are no probabilities"]
     free = plain(tiny_learner, toy_split, label_type=LabelType.unrestricted)
     free.raw["labels"].data[1] = torch.tensor(row)
-    assert unusual(free) == []
+    assert find_anomalies(free) == []
 
 
 def test_every_finding_is_told(tiny_learner: Learner, toy_split: TokenizedSplit) -> None:
@@ -189,7 +189,7 @@ def test_every_finding_is_told(tiny_learner: Learner, toy_split: TokenizedSplit)
     distilled.raw["inputs_embeds"].data[0] *= 1e3
     distilled.raw["labels"][0] *= 2
     point(distilled, (0, 0, 0, 0), 0, 50.0)
-    assert [line.split(" are ")[0].split(" put ")[0] for line in unusual(distilled)] == [
+    assert [line.split(" are ")[0].split(" put ")[0] for line in find_anomalies(distilled)] == [
         "4 of 12 embeddings",
         "1 of 24 attention rows",
         "hard labels of samples [0]",

@@ -24,9 +24,9 @@ from textdistill.core.processes import Processes
 from textdistill.data.task import TextTask, load_task
 from textdistill.data.tokens import TokenizedSplit, tokenize
 from textdistill.distilled.dataset import DistilledDataset
-from textdistill.distilled.inspection import nearest_tokens, strongest, unusual
+from textdistill.distilled.inspection import find_anomalies, nearest_tokens, strongest_labels
 from textdistill.distilled.onnx import ONNX_FILE, check_onnx, to_onnx
-from textdistill.distilled.spec import SetMetadata, describe
+from textdistill.distilled.spec import SetMetadata, model_metadata
 from textdistill.evaluation.baselines import Baseline, Training, coresets, full_data, inner_loop, ordinary
 from textdistill.evaluation.scoring import Score, score, trained_on
 from textdistill.method.learner import Learner, ModelConfig
@@ -421,7 +421,7 @@ def show(distilled_dir: str | Path, nearest: int = 3, positions: int = 8) -> dic
         "lr_scales": None
         if (scales := distilled.lr_scales) is None
         else [dict(zip(card.model["parameters"], step, strict=True)) for step in scales.tolist()],
-        "attention": strongest(distilled, nearest),
+        "attention": strongest_labels(distilled, nearest),
         "tokens": None,
     }
     try:
@@ -471,7 +471,7 @@ def verify(distilled_dir: str | Path, config: RunConfig) -> dict[str, Any]:
         "verified": all(metric["within"] for metric in found.values()),
         "same_data": distilled.metadata.data.get("fingerprint") == bench.task.fingerprint,
         "same_model": distilled.metadata.model["revision"] == bench.learner.revision,
-        "unusual": unusual(distilled),
+        "unusual": find_anomalies(distilled),
     }
 
 
@@ -503,7 +503,7 @@ class _Bench:
             "max_length": self.config.data.max_length,
             "fingerprint": self.task.fingerprint,
         }
-        return SetMetadata(self.task.name, self.task.class_names, describe(self.learner), data)
+        return SetMetadata(self.task.name, self.task.class_names, model_metadata(self.learner), data)
 
     def results(self, scores: Mapping[str, Score]) -> Results:
         """What every score is reported with; raises FloatingPointError for a learner that diverged."""

@@ -33,7 +33,7 @@ from textdistill.distilled.spec import (
     LearnerTrainConfig,
     SetMetadata,
     check_shapes,
-    describe,
+    model_metadata,
     read_card,
     read_reference,
     tensor_shapes,
@@ -125,7 +125,7 @@ class DistilledDataset:
                 f" {learner.name}, got {config.seq_length}"
             )
         metadata = SetMetadata(
-            metadata.task, metadata.class_names, describe(learner), metadata.data, metadata.provenance
+            metadata.task, metadata.class_names, model_metadata(learner), metadata.data, metadata.provenance
         )
         shapes = tensor_shapes(config, inner_config, learner.num_labels, metadata.model)
         count = config.data_per_label * learner.num_labels
@@ -257,7 +257,7 @@ class DistilledDataset:
         Attention labels are left out where layers or heads differ; where parameters have other names, the geometric
         mean of their learning rates is that of all.
         """
-        has, config, raw = describe(learner), self.config, dict(self.raw)
+        has, config, raw = model_metadata(learner), self.config, dict(self.raw)
         differ = [key for key in ("num_layers", "num_heads") if self.metadata.model[key] != has[key]]
         if differ and config.attention_label_type is not AttentionLabelType.none:
             logger.warning(
@@ -283,7 +283,7 @@ class DistilledDataset:
         needs = ["embedding_size"]
         if self.config.attention_label_type is not AttentionLabelType.none:
             needs += ["num_layers", "num_heads"]
-        has = describe(learner)
+        has = model_metadata(learner)
         for key in needs:
             if self.metadata.model[key] != has[key]:
                 raise ValueError(

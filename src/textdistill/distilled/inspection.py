@@ -13,13 +13,13 @@ from textdistill.distilled.dataset import DistilledDataset
 from textdistill.distilled.spec import LabelType
 from textdistill.method.learner import Learner, Params
 
-# An embedding is unusual beyond this many times the median length of the set's embeddings,
-UNUSUAL_NORM = 3.0
-# and an attention row where one key has at least this probability.
-UNUSUAL_PEAK = 0.99
+# Flag embeddings whose norm exceeds this multiple of the median norm of the set.
+MAX_NORM_RATIO = 3.0
+# Flag attention rows whose largest probability reaches this value.
+MAX_PROBABILITY = 0.99
 
 
-def strongest(distilled: DistilledDataset, count: int) -> list[list[dict[str, Any]]] | None:
+def strongest_labels(distilled: DistilledDataset, count: int) -> list[list[dict[str, Any]]] | None:
     """For each sample the ``count`` attention rows with the largest probability times weight, if any are labelled."""
     labels, weights = distilled.attention_labels, distilled.attention_weights
     if labels is None:
@@ -76,7 +76,7 @@ def own_attention(distilled: DistilledDataset, learner: Learner, seed: int, coun
     return rows(before), rows(distilled.train(learner, seed, "evaluation", 0))
 
 
-def unusual(distilled: DistilledDataset) -> list[str]:
+def find_anomalies(distilled: DistilledDataset) -> list[str]:
     """What a reader should look at before trusting the set: one sentence for each kind of finding.
 
     Attention labels can hide a backdoor: rows that force a head onto one position, or an embedding far longer than
@@ -85,17 +85,17 @@ def unusual(distilled: DistilledDataset) -> list[str]:
     found = []
     norms = distilled.raw["inputs_embeds"].detach().norm(dim=-1)
     ratios = norms / norms.median().clamp_min(torch.finfo(norms.dtype).tiny)
-    if far := int((ratios > UNUSUAL_NORM).sum()):
+    if far := int((ratios > MAX_NORM_RATIO).sum()):
         sample, position = divmod(int(ratios.argmax()), ratios.shape[1])
         found.append(
-            f"{far} of {ratios.numel()} embeddings are longer than {UNUSUAL_NORM:g} times the median; the longest,"
+            f"{far} of {ratios.numel()} embeddings are longer than {MAX_NORM_RATIO:g} times the median; the longest,"
             f" {ratios.max():.1f} times, is at sample {sample}, position {position}"
         )
     if (labels := distilled.attention_labels) is not None:
         peaks = labels.detach().amax(dim=-1)
-        if sharp := int((peaks >= UNUSUAL_PEAK).sum()):
+        if sharp := int((peaks >= MAX_PROBABILITY).sum()):
             found.append(
-                f"{sharp} of {peaks.numel()} attention rows put at least {UNUSUAL_PEAK:g} on one position;"
+                f"{sharp} of {peaks.numel()} attention rows put at least {MAX_PROBABILITY:g} on one position;"
                 " textdistill show lists the strongest"
             )
     given = distilled.labels.detach()

@@ -158,7 +158,7 @@ class _ReferenceFile:
     num_heads: int
 
 
-def describe(learner: Learner) -> dict[str, Any]:
+def model_metadata(learner: Learner) -> dict[str, Any]:
     """What a card says of a learner."""
     return {
         "name": learner.name,

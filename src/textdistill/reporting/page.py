@@ -27,7 +27,7 @@ from torch import Tensor
 
 from textdistill.core.processes import Processes
 from textdistill.distilled.dataset import DistilledDataset
-from textdistill.distilled.inspection import nearest_tokens, own_attention, unusual
+from textdistill.distilled.inspection import find_anomalies, nearest_tokens, own_attention
 from textdistill.method.learner import Learner, ModelConfig
 from textdistill.method.losses import attention_divergence
 from textdistill.reporting.charts import Chart, Series, line_chart
@@ -202,7 +202,7 @@ def _detail(run_dir: Path, results: Results, pages: int) -> dict[str, Any]:
         "step_seconds": median(steps) if steps else None,
         "charts": _charts(lines, results.get("best_step")),
         "curves": _curves(lines),
-        "unusual": unusual(distilled),
+        "unusual": find_anomalies(distilled),
         "inside": _inside(distilled, results, config, pages),
         "command": _command(run_dir),
     }
