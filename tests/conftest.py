@@ -1,18 +1,16 @@
-"""A tiny BERT with a tokenizer, and a toy text-classification dataset, made on the spot."""
+"""Fixtures: a tiny BERT with its tokenizer, the toy dataset, MLflow stores, and a stand-in of the hub."""
 
 from __future__ import annotations
 
 import csv
 import logging
-import multiprocessing
 import os
-import random
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-# Before torch and transformers are imported.
+# torch and transformers read these variables when they are imported.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -21,77 +19,27 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from transformers import AutoModel, BertConfig, BertTokenizerFast, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoModel, BertTokenizerFast, PreTrainedConfig, PreTrainedTokenizerBase
 
+from tests.support.fixtures import SaveModel, WithStore
+from tests.support.forkserver import FRESH, PRELOADED
+from tests.support.models import tiny_bert_config
 from tests.support.standin import Hub, point_to, serve
+from tests.support.words import CLASS_NAMES, CLASS_WORDS, VOCABULARY, toy_rows
 from textdistill.data.tokens import TokenizedSplit
 from textdistill.method.learner import Learner, ModelConfig
 from textdistill.runs.tracking import ensure_store
 
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-CLASS_WORDS = {
-    "a": ["cat", "dog", "horse", "sheep", "goat", "fox", "hare", "mouse"],
-    "b": ["bread", "cheese", "apple", "soup", "rice", "cake", "salt", "honey"],
-    "c": ["train", "ship", "bicycle", "truck", "plane", "tram", "wagon", "canoe"],
-}
-FILLERS = [
-    "the",
-    "a",
-    "one",
-    "this",
-    "that",
-    "old",
-    "new",
-    "big",
-    "small",
-    "good",
-    "bad",
-    "near",
-    "far",
-    "red",
-    "blue",
-    "here",
-    "there",
-    "we",
-    "saw",
-    "had",
-    "was",
-    "and",
-    "of",
-    "with",
-    "my",
-    "your",
-    "very",
-    "some",
-    "every",
-    "two",
-    "three",
-]
-VOCABULARY = SPECIAL + [word for words in CLASS_WORDS.values() for word in words] + FILLERS
-CLASS_NAMES = tuple(CLASS_WORDS)
-
-SaveModel = Callable[[PreTrainedConfig, Path], Path]
-WithStore = Callable[[Path], Path]
-
-# Of processes of their own for tests: forked from a server that has imported what each would take seconds to import.
-FRESH = multiprocessing.get_context("forkserver")
-PRELOADED = [
-    "pytest",
-    "textdistill.commands.verbs",
-    "textdistill.commands.tune",
-    "mlflow.store.tracking.sqlalchemy_store",
-]
-
 
 @pytest.fixture(scope="session", autouse=True)
 def preloaded() -> None:
-    """There is one such server; when ``benchmarks.measure`` is imported it asks for less, and the last word counts."""
+    """Tells the fork server what to import. ``benchmarks.measure`` sets a shorter list, so this must run after it."""
     FRESH.set_forkserver_preload(PRELOADED)
 
 
 @pytest.fixture
 def process_state(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """The command line owns its process; here it has to give back arguments, logging and working folder."""
+    """Restores arguments, logging and working folder, which the command line changes for its whole process."""
     monkeypatch.setattr(sys, "argv", sys.argv)
     monkeypatch.chdir(tmp_path)
     root, verbosity = logging.getLogger(), transformers.logging.get_verbosity()
@@ -105,7 +53,7 @@ def process_state(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[N
 
 @pytest.fixture(scope="session")
 def with_store(tmp_path_factory: pytest.TempPathFactory) -> WithStore:
-    """Makes a folder with an empty MLflow store: a copy of one, whose tables take longer to make than a tiny run."""
+    """Puts an empty MLflow store into a folder. A copy is faster: creating its tables takes longer than a tiny run."""
     made = tmp_path_factory.mktemp("store")
     ensure_store(made)
 
@@ -124,7 +72,7 @@ def tokenizer() -> PreTrainedTokenizerBase:
 
 @pytest.fixture(scope="session")
 def save_model(tokenizer: PreTrainedTokenizerBase) -> SaveModel:
-    """Writes an encoder of a configuration, with random weights that no initialisation would draw."""
+    """Writes an encoder of a configuration. Noise on all weights keeps biases from being exactly 0."""
 
     def save(config: PreTrainedConfig, folder: Path, **kwargs: bool) -> Path:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -139,18 +87,6 @@ def save_model(tokenizer: PreTrainedTokenizerBase) -> SaveModel:
     return save
 
 
-def tiny_bert_config() -> BertConfig:
-    return BertConfig(
-        vocab_size=len(VOCABULARY),
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=32,
-        max_position_embeddings=64,
-        initializer_range=0.2,
-    )
-
-
 @pytest.fixture(scope="session")
 def tiny_bert(save_model: SaveModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a BERT with 2 layers, width 16 and 4 heads, and its tokenizer."""
@@ -161,7 +97,7 @@ def tiny_bert(save_model: SaveModel, tmp_path_factory: pytest.TempPathFactory) -
 def separable_bert(
     tiny_bert: Path, tokenizer: PreTrainedTokenizerBase, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """The tiny BERT, with word embeddings in which the words of a class have something in common."""
+    """The tiny BERT with a shared offset in the word embeddings of each class, so that it can learn the toy task."""
     model = AutoModel.from_pretrained(tiny_bert)
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -182,28 +118,15 @@ def tiny_learner(tiny_bert: Path) -> Learner:
 
 @pytest.fixture(scope="session")
 def tiny_learner32(tiny_bert: Path) -> Learner:
-    """The same in float32."""
+    """A learner of 3 classes in float32."""
     return Learner(ModelConfig(model_name=str(tiny_bert)), CLASS_NAMES)
 
 
 @pytest.fixture(scope="session")
 def dropout_learner(tiny_bert: Path) -> Learner:
-    """The learner in float64 with dropout enabled."""
+    """A learner of 3 classes in float64, with dropout enabled."""
     config = ModelConfig(model_name=str(tiny_bert), disable_dropout=False)
     return Learner(config, CLASS_NAMES).to(dtype=torch.float64)
-
-
-def toy_rows(per_class: int, seed: int) -> list[tuple[str, str]]:
-    """(text, label) rows, shuffled; two or three words of a text tell its class, the others nothing."""
-    draw = random.Random(seed)
-    rows = []
-    for label, words in CLASS_WORDS.items():
-        for _ in range(per_class):
-            text = draw.choices(words, k=draw.randint(2, 3)) + draw.choices(FILLERS, k=draw.randint(2, 6))
-            draw.shuffle(text)
-            rows.append((" ".join(text), label))
-    draw.shuffle(rows)
-    return rows
 
 
 @pytest.fixture(scope="session")
@@ -234,7 +157,7 @@ def toy_split(tokenizer: PreTrainedTokenizerBase) -> TokenizedSplit:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A stand-in of the hub, which this process takes for the hub and holds a token for."""
+    """A stand-in of the hub. This process talks to the stand-in, with a token that may write."""
     with serve() as hub:
         point_to(hub.url, tmp_path, monkeypatch)
         yield hub

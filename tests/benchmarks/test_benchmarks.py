@@ -25,7 +25,7 @@ from benchmarks import (
     scaling,
     time_to_accuracy,
 )
-from tests.conftest import CLASS_WORDS, FILLERS, toy_rows
+from tests.support.words import CLASS_WORDS, FILLERS, toy_rows
 from textdistill.data.tokens import TokenizedSplit
 from textdistill.evaluation.scoring import Score
 from textdistill.method.hypergradient import Estimator, hypergradient

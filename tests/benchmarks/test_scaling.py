@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks import scaling
-from tests.conftest import VOCABULARY
+from tests.support.words import VOCABULARY
 
 
 def test_scaling_measures_a_start_up_steps_and_memory(tmp_path, tiny_bert):

@@ -20,7 +20,8 @@ import pytest
 from safetensors.torch import load_file
 from torch import equal
 
-from tests.conftest import FRESH, WithStore
+from tests.support.fixtures import WithStore
+from tests.support.forkserver import FRESH
 from textdistill.cli.main import main
 from textdistill.distilled import storage
 from textdistill.runs import tracking

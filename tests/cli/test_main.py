@@ -23,8 +23,10 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import run_job
 
-from tests.conftest import SaveModel, WithStore, tiny_bert_config, toy_rows
 from tests.support import toy
+from tests.support.fixtures import SaveModel, WithStore
+from tests.support.models import tiny_bert_config
+from tests.support.words import toy_rows
 from textdistill import config
 from textdistill.cli.main import VERB_HELP, _quoted, main
 from textdistill.commands import verbs as commands

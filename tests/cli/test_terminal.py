@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import FRESH
 from tests.support import toy
+from tests.support.forkserver import FRESH
 from textdistill.cli.main import main
 from textdistill.cli.terminal import print_next, print_results, print_set, print_trials, print_verified
 from textdistill.commands import verbs as commands

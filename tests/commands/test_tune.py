@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
-from tests.conftest import FRESH, WithStore
 from tests.support import toy
+from tests.support.fixtures import WithStore
+from tests.support.forkserver import FRESH
 from textdistill.cli.main import main
 from textdistill.commands import tune as tuning
 from textdistill.commands import verbs as commands

@@ -20,8 +20,10 @@ import yaml
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoTokenizer, BertConfig, pipeline
 
-from tests.conftest import CLASS_NAMES, SaveModel, WithStore, tiny_bert_config
 from tests.support import toy
+from tests.support.fixtures import SaveModel, WithStore
+from tests.support.models import tiny_bert_config
+from tests.support.words import CLASS_NAMES
 from textdistill.commands import verbs as commands
 from textdistill.commands.verbs import baseline, distill, evaluate, finetune, resume, show, track, verify
 from textdistill.config import RunConfig, compose, load_run_config

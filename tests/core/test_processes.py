@@ -18,8 +18,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.conftest import CLASS_NAMES
 from tests.support import toy
+from tests.support.words import CLASS_NAMES
 from textdistill.cli.main import main
 from textdistill.core.processes import Processes
 from textdistill.data.tokens import TokenizedSplit

@@ -4,10 +4,20 @@ import numpy as np
 import pytest
 import torch
 
-from tests.support.tables import split_of
 from textdistill.core.seeding import generator
 from textdistill.data.batches import sorted_batches, steps_per_epoch, stratified_sample, train_batches
 from textdistill.data.tokens import TokenizedSplit
+
+
+def split_of(lengths: np.ndarray, labels: np.ndarray | None = None) -> TokenizedSplit:
+    """Row i holds ``lengths[i]`` times the token i."""
+    return TokenizedSplit(
+        ids=np.repeat(np.arange(len(lengths), dtype=np.int32), lengths),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]),
+        token_types=None,
+        labels=np.arange(len(lengths)) if labels is None else labels,
+        pad_token_id=0,
+    )
 
 
 @pytest.fixture(scope="module")

@@ -10,13 +10,30 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from tests.support.tables import PLAIN_INPUTS, WORDS, make_tokenizer, own, rows, save, texts_of
+from tests.support.tables import WORDS, own, rows, save, texts_of
 from textdistill.data import source as official
 from textdistill.data import tokens as tokens_module
 from textdistill.data.task import DataConfig, load_task
 from textdistill.data.tokens import tokenize
+
+PLAIN_INPUTS = ["input_ids", "attention_mask"]
+
+
+def make_tokenizer(words: list[str] = WORDS, **options: object) -> PreTrainedTokenizerFast:
+    options = {"model_input_names": [*PLAIN_INPUTS, "token_type_ids"]} | options
+    specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    vocabulary = {word: index for index, word in enumerate([*specials, *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", **options)
 
 
 @pytest.fixture(scope="module")

@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import BertConfig, ModernBertConfig
 
-from tests.conftest import CLASS_NAMES, VOCABULARY, tiny_bert_config
+from tests.support.models import tiny_bert_config
 from tests.support.reference import directional_derivative
 from tests.support.toy import OURS, write_reference_folder
+from tests.support.words import CLASS_NAMES, VOCABULARY
 from textdistill.core.seeding import stream_seed
 from textdistill.data.tokens import TokenizedSplit
 from textdistill.distilled import hub, storage

@@ -18,9 +18,10 @@ import pytest
 import torch
 from huggingface_hub import constants
 
-from tests.conftest import CLASS_NAMES, FRESH
 from tests.support import toy
+from tests.support.forkserver import FRESH
 from tests.support.standin import OWNER, READ_TOKEN, TOKEN, Hub, HungUp, Refused, Repository, point_to, serve
+from tests.support.words import CLASS_NAMES
 from textdistill.cli import main as cli
 from textdistill.commands import verbs as commands
 from textdistill.config import compose

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from tests.conftest import CLASS_NAMES
+from tests.support.words import CLASS_NAMES
 from textdistill.data.tokens import TokenizedSplit
 from textdistill.distilled.dataset import DistilledDataset
 from textdistill.distilled.inspection import find_anomalies, nearest_tokens, own_attention, strongest_labels

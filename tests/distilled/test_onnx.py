@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from tests.conftest import CLASS_NAMES
+from tests.support.words import CLASS_NAMES
 from textdistill.commands.verbs import finetune
 from textdistill.data.tokens import TokenizedSplit
 from textdistill.distilled import onnx as export

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from tests.conftest import CLASS_NAMES
 from tests.support.standin import Hub
+from tests.support.words import CLASS_NAMES
 from textdistill.cli import main as cli
 from textdistill.core.seeding import stream_seed
 from textdistill.data.tokens import TokenizedSplit

@@ -28,8 +28,10 @@ from markdown_it.token import Token
 from omegaconf import OmegaConf
 
 import textdistill
-from tests.conftest import SaveModel, tiny_bert_config, toy_rows
+from tests.support.fixtures import SaveModel
+from tests.support.models import tiny_bert_config
 from tests.support.toy import write_reference_folder
+from tests.support.words import toy_rows
 from textdistill import config
 from textdistill.cli.main import VERB_HELP, main
 from textdistill.config import RunConfig, compose

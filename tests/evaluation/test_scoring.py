@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.conftest import CLASS_NAMES
+from tests.support.words import CLASS_NAMES
 from textdistill.data.tokens import TokenizedSplit
 from textdistill.distilled.dataset import DistilledDataset
 from textdistill.distilled.spec import DistilledDataConfig, LearnerTrainConfig, SetMetadata

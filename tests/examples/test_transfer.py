@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 
-from tests.conftest import toy_rows
 from tests.support import toy
+from tests.support.words import toy_rows
 from textdistill.commands.verbs import distill
 from textdistill.config import compose
 

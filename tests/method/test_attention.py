@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoModel
 
-from tests.conftest import tiny_bert_config
 from tests.support import reference
+from tests.support.models import tiny_bert_config
 from textdistill.method import attention
 from textdistill.method.attention import AttentionLabelType, Recording, attention_kernel, recording
 

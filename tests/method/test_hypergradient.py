@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.conftest import CLASS_NAMES
 from tests.support.reference import directional_derivative
+from tests.support.words import CLASS_NAMES
 from textdistill.method.attention import AttentionLabelType
 from textdistill.method.hypergradient import Estimator, Hypergradient, Trajectory, hypergradient
 from textdistill.method.inner_loop import InnerBatch, InnerLoss, fine_tune, make_inner_loss

@@ -26,7 +26,8 @@ from transformers import (
     XLMRobertaConfig,
 )
 
-from tests.conftest import CLASS_NAMES, VOCABULARY, tiny_bert_config
+from tests.support.models import tiny_bert_config
+from tests.support.words import CLASS_NAMES, VOCABULARY
 from textdistill.distilled.dataset import MASKED_LOGIT
 from textdistill.method import learner as learner_module
 from textdistill.method.attention import AttentionLabelType

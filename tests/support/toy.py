@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from transformers import BertTokenizerFast
 
-from tests.conftest import FILLERS, VOCABULARY
+from tests.support.words import FILLERS, VOCABULARY
 from textdistill.config import RunConfig, compose
 from textdistill.distilled.dataset import DistilledDataset
 

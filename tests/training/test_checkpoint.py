@@ -16,7 +16,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from tests.conftest import FRESH
+from tests.support.forkserver import FRESH
 from textdistill.training import checkpoint as checkpoint_module
 from textdistill.training.checkpoint import (
     Checkpoint,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.optim import Adam, AdamW
 
-from tests.conftest import CLASS_NAMES
+from tests.support.words import CLASS_NAMES
 from textdistill.core.seeding import stream_seed
 from textdistill.data.batches import train_batches
 from textdistill.data.task import DataConfig, load_task
