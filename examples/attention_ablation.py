@@ -22,8 +22,9 @@ from textdistill.data.task import load_task
 from textdistill.data.tokens import TokenizedSplit, tokenize
 from textdistill.distilled.dataset import MASKED_LOGIT
 from textdistill.distilled.spec import AttentionLabelWeight
-from textdistill.evaluation.scoring import Score, score, trained_on
+from textdistill.evaluation.scoring import score, trained_on
 from textdistill.method.learner import Learner
+from textdistill.runs.results import Score
 
 
 def without(distilled: DistilledDataset, where: Iterable[tuple[int, int]]) -> DistilledDataset:

@@ -27,11 +27,11 @@ from benchmarks import (
 )
 from tests.support.words import CLASS_WORDS, FILLERS, toy_rows
 from textdistill.data.tokens import TokenizedSplit
-from textdistill.evaluation.scoring import Score
 from textdistill.method.hypergradient import Estimator, hypergradient
 from textdistill.method.inner_loop import InnerBatch
 from textdistill.method.learner import Learner, Params
 from textdistill.method.losses import task_loss
+from textdistill.runs.results import Score
 
 PROMISED = {
     outer_step: "seq_length attention inner_steps estimator seconds peak_mb time_ratio time_ratio_spread memory_ratio",

@@ -31,8 +31,8 @@ from textdistill.data.tokens import TokenizedSplit
 from textdistill.distilled import storage
 from textdistill.distilled.dataset import DistilledDataset
 from textdistill.evaluation import baselines
-from textdistill.evaluation.scoring import Score
 from textdistill.runs import tracking
+from textdistill.runs.results import Score
 from textdistill.training import trainer
 from textdistill.training.checkpoint import Interrupted, sole_writer
 

@@ -25,9 +25,10 @@ from textdistill.evaluation.baselines import (
     k_centers,
     ordinary,
 )
-from textdistill.evaluation.scoring import Score, score
+from textdistill.evaluation.scoring import score
 from textdistill.method.learner import Learner, Params
 from textdistill.method.losses import task_loss
+from textdistill.runs.results import Score
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
@@ -14,8 +15,9 @@ from textdistill.data.tokens import TokenizedSplit
 from textdistill.distilled.dataset import DistilledDataset
 from textdistill.distilled.spec import DistilledDataConfig, LearnerTrainConfig, SetMetadata
 from textdistill.evaluation import scoring as evaluation
-from textdistill.evaluation.scoring import EvaluateConfig, LearnerFactory, Score, metrics, score, trained_on
+from textdistill.evaluation.scoring import EvaluateConfig, LearnerFactory, metrics, score, trained_on
 from textdistill.method.learner import Learner
+from textdistill.runs.results import Score
 
 
 def trained_learners(learner: Learner, split: TokenizedSplit) -> LearnerFactory:
@@ -135,7 +137,7 @@ def test_deviation_is_that_of_a_sample() -> None:
     assert found.std == pytest.approx(((4 + 1 + 9) / 2) ** 0.5)
     assert (found.n, found.values) == (3, [1.0, 2.0, 6.0])
     assert math.isnan(Score.of([1.0, math.nan]).std or 0.0)
-    assert Score.of([0.5]).to_dict() == {"mean": 0.5, "std": None, "n": 1, "values": [0.5]}
+    assert dataclasses.asdict(Score.of([0.5])) == {"mean": 0.5, "std": None, "n": 1, "values": [0.5]}
 
 
 def test_values_out_of_range() -> None:

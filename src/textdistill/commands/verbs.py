@@ -28,10 +28,11 @@ from textdistill.distilled.inspection import find_anomalies, nearest_tokens, str
 from textdistill.distilled.onnx import ONNX_FILE, check_onnx, to_onnx
 from textdistill.distilled.spec import SetMetadata, model_metadata
 from textdistill.evaluation.baselines import Baseline, Training, coresets, full_data, inner_loop, ordinary
-from textdistill.evaluation.scoring import Score, score, trained_on
+from textdistill.evaluation.scoring import score, trained_on
 from textdistill.method.learner import Learner, ModelConfig
 from textdistill.reporting.page import page
 from textdistill.reporting.rows import RESULTS_FILE, Format, comma_separated, find_results, latex, markdown, summarise
+from textdistill.runs.results import Score
 from textdistill.runs.tracking import (
     METRICS_FILE,
     MlflowRun,
@@ -194,7 +195,7 @@ def _keep(
         seed=config.base.seed,
         versions=results["versions"],
         config=asdict(config),
-        scores={name: s.to_dict() for name, s in scores.items()},
+        scores={name: asdict(s) for name, s in scores.items()},
         splits=results["splits"],
         **training,
     )
@@ -520,7 +521,7 @@ class _Bench:
                 name: {"source": self.task.sources[name], "rows": len(split)} for name, split in self.splits.items()
             },
             "seed": self.config.base.seed,
-            "metrics": {name: s.to_dict() for name, s in scores.items()},
+            "metrics": {name: asdict(s) for name, s in scores.items()},
             "versions": {name: version(name) for name in ("textdistill", "torch", "transformers", "datasets")},
         }
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from operator import itemgetter
-from statistics import fmean
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +18,7 @@ from textdistill.data.batches import sorted_batches
 from textdistill.data.tokens import TokenizedSplit
 from textdistill.distilled.dataset import DistilledDataset
 from textdistill.method.learner import Learner, Params, float32_products
+from textdistill.runs.results import Score
 
 
 @dataclass
@@ -38,27 +37,6 @@ class EvaluateConfig:
             raise ValueError(f"evaluate.n_eval_model must be at least 1, got {self.n_eval_model}")
         if self.fp16 and self.bf16:
             raise ValueError("evaluate.fp16 and evaluate.bf16 exclude each other, got both true; set one to false")
-
-
-@dataclass(frozen=True)
-class Score:
-    """One metric over n learners: every value, their mean, and the sample standard deviation (None for n = 1)."""
-
-    mean: float
-    std: float | None
-    n: int
-    values: list[float]
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Score:
-        """Summarises the values, in the order of the learners."""
-        # numpy's deviation of a NaN is NaN; the statistics module fails with one.
-        std = float(np.std(values, ddof=1)) if len(values) > 1 else None
-        return cls(fmean(values), std, len(values), list(values))
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
-        return asdict(self)
 
 
 # Learner i of a score, trained: its parameters depend on i, never on how many learners are scored.
