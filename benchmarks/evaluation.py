@@ -20,6 +20,7 @@ import torch
 from benchmarks.measure import Row, alternate, arguments, median, ratio
 from benchmarks.report import record
 from benchmarks.workload import CLASS_NAMES, configure, real_splits
+from textdistill.core.processes import Processes
 from textdistill.data.batches import sorted_batches
 from textdistill.evaluation.scoring import score
 from textdistill.method.learner import Learner
@@ -40,7 +41,7 @@ def measured(model: str, data: str, cache: str, side: str, name: str, learners: 
     if side == "ours":
         learner(params, batches[0])
         started = time.perf_counter()
-        score(lambda _: params, learner, split, ("accuracy",), learners, size)
+        score(lambda _: params, learner, split, ("accuracy",), learners, size, Processes())
     else:
         bare = learner.to_model(params)
         with torch.inference_mode():

@@ -25,6 +25,7 @@ from transformers import BertConfig, BertModel
 from benchmarks.measure import Row, arguments
 from benchmarks.report import record
 from benchmarks.workload import CLASS_NAMES, configure, real_set, real_splits
+from textdistill.core.precision import Precision
 from textdistill.data.batches import train_batches
 from textdistill.distilled.dataset import DistilledDataset
 from textdistill.method.hypergradient import EPS, Estimator, hypergradient
@@ -104,17 +105,23 @@ def gradients(
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
 
     def outer_loss(params: Params) -> Tensor:
-        return task_loss(learner.logits(params, inputs, bf16=outer_bf16), batch["labels"])
+        return task_loss(learner.logits(params, inputs, Precision.of(bf16=outer_bf16)), batch["labels"])
 
     tf32 = precision is InnerPrecision.tf32
     emulated: AbstractContextManager[Any] = (
         RoundedProducts() if tf32 and learner.device.type == "cpu" else nullcontext()
     )
     batches = distilled.batches(0)
-    inner_loss = distilled.inner_loss(learner, estimator.exact, bf16=precision is InnerPrecision.bf16)
+    inner_loss = distilled.inner_loss(learner, estimator.exact, precision.as_precision)
     with emulated:
         result = hypergradient(
-            estimator, inner_loss, outer_loss, learner.fresh_params(0), batches, eps=eps, inner_tf32=tf32
+            estimator,
+            inner_loss,
+            outer_loss,
+            learner.fresh_params(0),
+            batches,
+            eps=eps,
+            inner_precision=precision.as_precision,
         )
     return distilled.pull_back(batches, result.grads)
 

@@ -26,6 +26,7 @@ from benchmarks.reference_recipe import ReferenceStep, configure_reference, rand
 from benchmarks.report import record
 from benchmarks.workload import CLASS_NAMES, configure, noise_set, real_splits
 from textdistill.config import RunConfig
+from textdistill.core.processes import Processes
 from textdistill.data.tokens import TokenizedSplit
 from textdistill.distilled.dataset import DistilledDataset
 from textdistill.distilled.spec import SetMetadata
@@ -84,7 +85,8 @@ class Clock:
         """Mean metrics over the heads."""
         self.seconds = self.running() if self.validations else 0.0
         train = trained_on(distilled, self.learner, self.config.base.seed, "validation")
-        scores = score(train, self.learner, self.split, ("accuracy",), self.heads, self.config.data.valid_batch_size)
+        size = self.config.data.valid_batch_size
+        scores = score(train, self.learner, self.split, ("accuracy",), self.heads, size, Processes())
         self.scores = {name: value.mean for name, value in scores.items()}
         self.validations += 1
         self._resumed = time.perf_counter()

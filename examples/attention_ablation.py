@@ -18,6 +18,8 @@ import torch
 
 from textdistill import DistilledDataset, compose
 from textdistill.config import RunConfig
+from textdistill.core.precision import Precision
+from textdistill.core.processes import Processes
 from textdistill.data.task import load_task
 from textdistill.data.tokens import TokenizedSplit, tokenize
 from textdistill.distilled.dataset import MASKED_LOGIT
@@ -39,7 +41,7 @@ def scored(distilled: DistilledDataset, learner: Learner, split: TokenizedSplit,
     """As the run was validated."""
     trained = trained_on(distilled, learner, config.base.seed, "validation")
     count, batch_size = config.train.n_eval_model, config.data.valid_batch_size
-    return score(trained, learner, split, (), count, batch_size, bf16=config.train.bf16)
+    return score(trained, learner, split, (), count, batch_size, Processes(), Precision.of(bf16=config.train.bf16))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch.optim import SGD
 
+from textdistill.core.precision import FLOAT32, Precision
+from textdistill.core.processes import Processes
 from textdistill.core.seeding import generator, stream_seed
 from textdistill.data.batches import stratified_sample
 from textdistill.data.tokens import TokenizedSplit
@@ -114,7 +116,7 @@ def test_learning_rate_has_the_lowest_validation_loss(
 ) -> None:
     script(monkeypatch, losses)
     rows = coresets(Baseline.random, tiny_learner, splits["train"], 1, 10, seed=0)
-    _, lr = inner_loop(tiny_learner, splits, rows, LearnerTrainConfig(), 10, seed=0)
+    _, lr = inner_loop(tiny_learner, splits, rows, LearnerTrainConfig(), 10, seed=0, processes=Processes())
     assert len(INNER_LRS) == 5
     assert lr == INNER_LRS[2]
 
@@ -125,7 +127,9 @@ def test_inner_loop_is_plain_gradient_descent(
     """Against torch.optim.SGD on token ids; four steps go round three batches."""
     script(monkeypatch, [3.0, 2.0, 1.0, 2.0, 3.0])
     chosen = coresets(Baseline.random, tiny_learner, splits["train"], 3, 10, seed=3)
-    train, lr = inner_loop(tiny_learner, splits, chosen, LearnerTrainConfig(train_step=4), 10, seed=3)
+    train, lr = inner_loop(
+        tiny_learner, splits, chosen, LearnerTrainConfig(train_step=4), 10, seed=3, processes=Processes()
+    )
     for index in (0, 1, DRAWS):
         draw = generator(3, "baseline", "random", index % DRAWS)
         rows = stratified_sample(splits["train"].labels, 3, draw)
@@ -167,10 +171,10 @@ def test_bf16_is_close_and_not_the_same(
     monkeypatch.setattr(baselines, "STEPS", 5)
     rows = coresets(Baseline.random, tiny_learner32, splits["train"], 2, 10, seed=0)
     for train in (
-        lambda bf16: ordinary(tiny_learner32, splits["train"], rows, seed=0, bf16=bf16),
-        lambda bf16: full_data(tiny_learner32, splits, 10, 10, seed=0, bf16=bf16),
+        lambda precision: ordinary(tiny_learner32, splits["train"], rows, 0, precision),
+        lambda precision: full_data(tiny_learner32, splits, 10, 10, 0, Processes(), precision),
     ):
-        exact, rounded = (train(bf16)(0) for bf16 in (False, True))
+        exact, rounded = (train(precision)(0) for precision in (FLOAT32, Precision.of(bf16=True)))
         assert all(tensor.dtype is torch.float32 for tensor in rounded.values())
         assert not torch.equal(exact["classifier.weight"], rounded["classifier.weight"])
         for name, tensor in rounded.items():
@@ -207,7 +211,7 @@ def test_epoch_with_the_lowest_validation_loss_counts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen = script(monkeypatch, losses)
-    params = full_data(tiny_learner32, splits, 10, 10, seed=0)(0)
+    params = full_data(tiny_learner32, splits, 10, 10, seed=0, processes=Processes())(0)
     # A loss that does not fall ends the training.
     assert len(seen) == len(losses)
     assert all(torch.equal(params[name], seen[best][name]) for name in params)
@@ -219,7 +223,7 @@ def test_full_data_trains_every_parameter(
 ) -> None:
     monkeypatch.setattr(baselines, "FULL_LR", 3e-3)
     before = {name: tensor.clone() for name, tensor in tiny_learner32.model.state_dict().items()}
-    train = full_data(tiny_learner32, splits, 5, 10, seed=0)
+    train = full_data(tiny_learner32, splits, 5, 10, seed=0, processes=Processes())
     first, again, other = train(0), train(0), train(1)
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["classifier.weight"], other["classifier.weight"])
@@ -229,6 +233,6 @@ def test_full_data_trains_every_parameter(
     untrained = tiny_learner32.fresh_params(stream_seed(0, "head", "evaluation", 0))
 
     def loss(params: Params) -> float:
-        return score(lambda _: params, tiny_learner32, splits["validation"], (), 1, 10)["loss"].mean
+        return score(lambda _: params, tiny_learner32, splits["validation"], (), 1, 10, Processes())["loss"].mean
 
     assert loss(first) < loss(untrained)

@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from tests.support.words import CLASS_NAMES
+from textdistill.core.precision import Precision
+from textdistill.core.processes import Processes
 from textdistill.data.tokens import TokenizedSplit
 from textdistill.distilled.dataset import DistilledDataset
 from textdistill.distilled.spec import DistilledDataConfig, LearnerTrainConfig, SetMetadata
@@ -36,13 +38,16 @@ def trained(tiny_learner: Learner, toy_split: TokenizedSplit) -> LearnerFactory:
 def test_learner_does_not_depend_on_how_many_are_scored(
     trained: LearnerFactory, tiny_learner: Learner, toy_split: TokenizedSplit
 ) -> None:
-    two, four, again = (score(trained, tiny_learner, toy_split, (), n, 10) for n in (2, 4, 4))
+    two, four, again = (score(trained, tiny_learner, toy_split, (), n, 10, Processes()) for n in (2, 4, 4))
     assert four == again
     for name in ("loss", "accuracy"):
         assert four[name].values[:2] == two[name].values
     assert len(set(four["loss"].values)) == 4
     # Nor on the learners before it.
-    assert score(lambda _: trained(3), tiny_learner, toy_split, (), 1, 10)["loss"].mean == four["loss"].values[3]
+    assert (
+        score(lambda _: trained(3), tiny_learner, toy_split, (), 1, 10, Processes())["loss"].mean
+        == four["loss"].values[3]
+    )
 
 
 def test_every_learner_has_a_head_and_an_order_of_its_own(
@@ -86,7 +91,7 @@ def test_every_row_is_scored_once(
         return metrics(logits, *args)
 
     monkeypatch.setattr(evaluation, "metrics", spy)
-    result = score(trained, tiny_learner, toy_split, (), 1, batch_size)
+    result = score(trained, tiny_learner, toy_split, (), 1, batch_size, Processes())
     torch.testing.assert_close(scored[0], expected, rtol=1e-5, atol=1e-6)
     hits = [int(row.argmax()) == label for row, label in zip(expected, toy_split.labels, strict=True)]
     assert result["accuracy"].mean == sum(hits) / len(hits)
@@ -100,8 +105,8 @@ def token_ids(split: TokenizedSplit) -> list[torch.Tensor]:
 
 def test_bfloat16_changes_little(tiny_learner32: Learner, toy_split: TokenizedSplit) -> None:
     trained = trained_learners(tiny_learner32, toy_split)
-    full = score(trained, tiny_learner32, toy_split, (), 1, 10)["loss"].mean
-    half = score(trained, tiny_learner32, toy_split, (), 1, 10, bf16=True)["loss"].mean
+    full = score(trained, tiny_learner32, toy_split, (), 1, 10, Processes())["loss"].mean
+    half = score(trained, tiny_learner32, toy_split, (), 1, 10, Processes(), Precision.of(bf16=True))["loss"].mean
     assert half != full
     assert half == pytest.approx(full, rel=0.05)
 

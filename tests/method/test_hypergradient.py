@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tests.support.reference import directional_derivative
 from tests.support.words import CLASS_NAMES
+from textdistill.core.precision import FLOAT32, Precision
 from textdistill.method.attention import AttentionLabelType
 from textdistill.method.hypergradient import Estimator, Hypergradient, Trajectory, hypergradient
 from textdistill.method.inner_loop import InnerBatch, InnerLoss, fine_tune, make_inner_loss
@@ -24,6 +25,7 @@ from textdistill.method.losses import task_loss
 NONE, CLS, ALL = AttentionLabelType
 LR = [0.3, 0.05, 0.6, 0.2, 0.4, 0.1, 0.5]
 LAMBDA = 0.7
+TF32 = Precision(tf32=True)
 
 OuterLoss = Callable[[Params], Tensor]
 
@@ -283,10 +285,10 @@ def test_products_are_in_tf32_where_asked_for(estimator: Estimator, tiny_learner
     inner_loss = make_inner_loss(tiny_learner, CLS, LAMBDA, estimator.exact)
     before = torch.get_float32_matmul_precision()
     outer_loss = make_outer_loss(tiny_learner)
-    for spies, inner_tf32, outer_tf32 in (
-        ((spied(inner_loss), outer_loss), True, False),
-        ((inner_loss, spied(outer_loss)), False, True),
-        ((inner_loss, spied(outer_loss)), False, False),
+    for spies, inner, outer in (
+        ((spied(inner_loss), outer_loss), TF32, FLOAT32),
+        ((inner_loss, spied(outer_loss)), FLOAT32, TF32),
+        ((inner_loss, spied(outer_loss)), FLOAT32, FLOAT32),
     ):
         seen: list[str] = []
         hypergradient(
@@ -294,11 +296,11 @@ def test_products_are_in_tf32_where_asked_for(estimator: Estimator, tiny_learner
             *spies,
             tiny_learner.fresh_params(0),
             some_batches(CLS, 2),
-            inner_tf32=inner_tf32,
-            outer_tf32=outer_tf32,
+            inner_precision=inner,
+            outer_precision=outer,
         )
-        expected = {"high" if inner_tf32 or outer_tf32 else "highest"}
-        if estimator is Estimator.reverse and outer_tf32:
+        expected = {"high" if inner.tf32 or outer.tf32 else "highest"}
+        if estimator is Estimator.reverse and outer.tf32:
             expected = {"high", "highest"}
         assert set(seen) == expected
         assert torch.get_float32_matmul_precision() == before

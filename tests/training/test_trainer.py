@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.optim import Adam, AdamW
 
 from tests.support.words import CLASS_NAMES
+from textdistill.core.processes import Processes
 from textdistill.core.seeding import stream_seed
 from textdistill.data.batches import train_batches
 from textdistill.data.task import DataConfig, load_task
@@ -984,13 +985,13 @@ def test_distilled_beats_random_real_samples(
 
         def validate(distilled: DistilledDataset, seed: int = seed) -> dict[str, float]:
             train = trained_on(distilled, learner, seed, "validation")
-            return {"loss": score(train, learner, splits["validation"], (), 3, 256)["loss"].mean}
+            return {"loss": score(train, learner, splits["validation"], (), 3, 256, Processes())["loss"].mean}
 
         schedule = Schedule.of(config, splits["train"], 32)
         fit(distilled, learner, splits["train"], schedule, validate, Recorder(), config, seed)
         trained = trained_on(distilled, learner, seed, "evaluation")
-        distilled_accuracy.append(score(trained, learner, splits["test"], (), 5, 256)["accuracy"].mean)
+        distilled_accuracy.append(score(trained, learner, splits["test"], (), 5, 256, Processes())["accuracy"].mean)
         rows = coresets(Baseline.random, learner, splits["train"], 1, 256, seed)
-        random, _ = inner_loop(learner, splits, rows, inner, 256, seed)
-        random_accuracy.append(score(random, learner, splits["test"], (), 5, 256)["accuracy"].mean)
+        random, _ = inner_loop(learner, splits, rows, inner, 256, seed, Processes())
+        random_accuracy.append(score(random, learner, splits["test"], (), 5, 256, Processes())["accuracy"].mean)
     assert np.mean(distilled_accuracy) > np.mean(random_accuracy) + 0.05

@@ -20,6 +20,7 @@ from omegaconf import OmegaConf
 
 from textdistill.config import RunConfig, load_run_config
 from textdistill.core.files import replacing
+from textdistill.core.precision import Precision
 from textdistill.core.processes import Processes
 from textdistill.data.task import TextTask, load_task
 from textdistill.data.tokens import TokenizedSplit, tokenize
@@ -294,27 +295,31 @@ def baseline(kind: str, config: RunConfig, training: Training = Training.inner_l
     if kind not in list(Baseline):
         raise ValueError(f"unknown baseline {kind!r}; known baselines: {', '.join(Baseline)}")
     kind = Baseline(kind)
-    bench = _Bench(config)
-    data, seed, bf16, train = config.data, config.base.seed, config.train.bf16, bench.splits["train"]
+    bench, processes = _Bench(config), Processes()
+    data, seed, train = config.data, config.base.seed, bench.splits["train"]
+    precision = Precision.of(bf16=config.train.bf16)
     started = time.monotonic()
     count = config.evaluate.n_eval_model
     extra: dict[str, Any] = {"baseline": kind}
     if kind is Baseline.full:
         count = 1
-        trained = full_data(bench.learner, bench.splits, data.train_batch_size, data.valid_batch_size, seed, bf16=bf16)
+        trained = full_data(
+            bench.learner, bench.splits, data.train_batch_size, data.valid_batch_size, seed, processes, precision
+        )
     else:
         shape, inner = config.distilled_data, config.learner_train
         rows = coresets(kind, bench.learner, train, shape.data_per_label, data.valid_batch_size, seed)
         extra |= {"training": training, "data_per_label": shape.data_per_label}
         if training is Training.ordinary:
-            trained = ordinary(bench.learner, train, rows, seed, bf16=bf16)
+            trained = ordinary(bench.learner, train, rows, seed, precision)
         else:
-            trained, extra["lr"] = inner_loop(bench.learner, bench.splits, rows, inner, data.valid_batch_size, seed)
+            trained, extra["lr"] = inner_loop(
+                bench.learner, bench.splits, rows, inner, data.valid_batch_size, seed, processes
+            )
             extra["train_step"] = inner.train_step
     scores = score(
         trained, bench.learner, bench.splits["test"], bench.task.metric_names, count, data.test_batch_size,
-        fp16=config.evaluate.fp16, bf16=config.evaluate.bf16, tf32=config.evaluate.tf32,
-        description=f"evaluate {kind}",
+        processes, config.evaluate.precision, description=f"evaluate {kind}",
     )  # fmt: skip
     results = bench.results(scores) | extra | {"seconds": time.monotonic() - started}
     write_results(Path(config.base.save_dir) / RESULTS_FILE, results)
@@ -607,7 +612,7 @@ def _train(
             trained_on(candidate, bench.learner, config.base.seed, "validation"),
             bench.learner, bench.splits["validation"], bench.task.metric_names,
             config.train.n_eval_model, config.data.valid_batch_size,
-            fp16=config.train.fp16, bf16=config.train.bf16, tf32=config.train.tf32, description="validate",
+            Processes(), config.train.precision, description="validate",
         )  # fmt: skip
         deviations = {f"{name}_std": s.std for name, s in scores.items() if s.std is not None}
         return {name: s.mean for name, s in scores.items()} | deviations
@@ -647,7 +652,7 @@ def _score(config: RunConfig, bench: _Bench, distilled: DistilledDataset) -> dic
         trained_on(distilled, bench.learner, config.base.seed, "evaluation"),
         bench.learner, bench.splits["test"], bench.task.metric_names,
         config.evaluate.n_eval_model, config.data.test_batch_size,
-        fp16=config.evaluate.fp16, bf16=config.evaluate.bf16, tf32=config.evaluate.tf32,
+        Processes(), config.evaluate.precision,
     )  # fmt: skip
 
 

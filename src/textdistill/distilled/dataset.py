@@ -20,6 +20,7 @@ from huggingface_hub import CommitInfo
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from textdistill.core.precision import FLOAT32, Precision
 from textdistill.core.seeding import generator, stream_seed
 from textdistill.data.batches import stratified_sample
 from textdistill.data.tokens import TokenizedSplit
@@ -240,10 +241,10 @@ class DistilledDataset:
         pulled = torch.autograd.grad(outputs, list(learned.values()), grads)
         return dict(zip(learned, pulled, strict=True))
 
-    def inner_loss(self, learner: Learner, exact: bool = False, bf16: bool = False) -> InnerLoss:
+    def inner_loss(self, learner: Learner, exact: bool = False, precision: Precision = FLOAT32) -> InnerLoss:
         """The loss that inner steps on this set descend; see ``make_inner_loss``."""
         config = self.config
-        return make_inner_loss(learner, config.attention_label_type, config.attention_loss_lambda, exact, bf16)
+        return make_inner_loss(learner, config.attention_label_type, config.attention_loss_lambda, exact, precision)
 
     def train(self, learner: Learner, seed: int, purpose: str, index: int) -> Params:
         """Learner ``index``: the fresh head of stream ("head", purpose, index), fine-tuned on this set."""

@@ -15,6 +15,8 @@ from torch.optim import AdamW
 from tqdm import tqdm
 from transformers import PreTrainedModel, get_scheduler
 
+from textdistill.core.precision import FLOAT32, Precision
+from textdistill.core.processes import Processes
 from textdistill.core.seeding import generator, stream_seed
 from textdistill.data.batches import sorted_batches, steps_per_epoch, stratified_sample, train_batches
 from textdistill.data.tokens import TokenizedSplit
@@ -130,6 +132,7 @@ def inner_loop(
     inner_config: LearnerTrainConfig,
     batch_size: int,
     seed: int,
+    processes: Processes,
 ) -> tuple[LearnerFactory, float]:
     """Learners trained on real samples through the inner loop of a distilled set of equal size.
 
@@ -140,6 +143,7 @@ def inner_loop(
         inner_config: number and batch size of inner steps.
         batch_size: rows a forward pass on validation.
         seed: the run's seed.
+        processes: of the run, which share the learners of a validation.
 
     Returns:
         Learner i, and the learning rate chosen.
@@ -161,7 +165,7 @@ def inner_loop(
     losses = {}
     for lr in INNER_LRS:
         scores = score(
-            trained(lr, "validation"), learner, splits["validation"], (), len(rows), batch_size,
+            trained(lr, "validation"), learner, splits["validation"], (), len(rows), batch_size, processes,
             description=f"real samples, lr {lr:g}",
         )  # fmt: skip
         # A rate at which learners diverge is never the best.
@@ -172,7 +176,7 @@ def inner_loop(
 
 
 def ordinary(
-    learner: Learner, train: TokenizedSplit, rows: list[np.ndarray], seed: int, *, bf16: bool = False
+    learner: Learner, train: TokenizedSplit, rows: list[np.ndarray], seed: int, precision: Precision = FLOAT32
 ) -> LearnerFactory:
     """Learners fine-tuned the ordinary way on real samples; see ``Training``.
 
@@ -181,7 +185,7 @@ def ordinary(
         train: the split with the samples.
         rows: of ``train``, as ``coresets`` chooses them.
         seed: the run's seed.
-        bf16: take matrix products in bfloat16.
+        precision: of the forward passes.
 
     """
 
@@ -193,7 +197,7 @@ def ordinary(
         for _ in tqdm(
             range(STEPS), unit="step", desc="real samples", leave=False, dynamic_ncols=True, disable=None
         ):  # fmt: skip
-            _step(learner, model, optimizer, train.batch(next(batches)), bf16)
+            _step(learner, model, optimizer, train.batch(next(batches)), precision)
         return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
     return train_one
@@ -205,8 +209,8 @@ def full_data(
     batch_size: int,
     eval_batch_size: int,
     seed: int,
-    *,
-    bf16: bool = False,
+    processes: Processes,
+    precision: Precision = FLOAT32,
 ) -> LearnerFactory:
     """Learners fine-tuned the ordinary way on the whole train split: AdamW on every parameter.
 
@@ -218,7 +222,8 @@ def full_data(
         batch_size: rows a step.
         eval_batch_size: rows a forward pass on validation.
         seed: the run's seed.
-        bf16: take matrix products in bfloat16, of validation too.
+        processes: of the run.
+        precision: of the forward passes, those of validation included.
 
     """
     train = splits["train"]
@@ -235,10 +240,11 @@ def full_data(
                 train_batches(train, batch_size, order, epoch), total=steps, unit="step",
                 desc=f"full data, epoch {epoch + 1}/{FULL_EPOCHS}", leave=False, dynamic_ncols=True, disable=None,
             ):  # fmt: skip
-                _step(learner, model, optimizer, batch, bf16)
+                _step(learner, model, optimizer, batch, precision)
                 scheduler.step()
             params = {name: parameter.detach() for name, parameter in model.named_parameters()}
-            scores = score(lambda _: params, learner, splits["validation"], (), 1, eval_batch_size, bf16=bf16)  # noqa: B023
+            validation = splits["validation"]
+            scores = score(lambda _: params, learner, validation, (), 1, eval_batch_size, processes, precision)  # noqa: B023
             loss = scores["loss"].mean
             logger.info("full data, epoch %d/%d: validation loss %.4f", epoch + 1, FULL_EPOCHS, loss)
             if loss >= best_loss:
@@ -276,11 +282,13 @@ def _shuffled(rows: np.ndarray, batch_size: int, random: torch.Generator) -> Ite
             yield order[start : start + size]
 
 
-def _step(learner: Learner, model: PreTrainedModel, optimizer: AdamW, batch: Mapping[str, Tensor], bf16: bool) -> None:
+def _step(
+    learner: Learner, model: PreTrainedModel, optimizer: AdamW, batch: Mapping[str, Tensor], precision: Precision
+) -> None:
     """One step of ordinary fine-tuning on the weights of ``model``, computed as the learner does."""
     inputs = {name: tensor.to(learner.device) for name, tensor in batch.items()}
     labels = inputs.pop("labels")
-    task_loss(learner.logits(dict(model.named_parameters()), inputs, bf16=bf16), labels).backward()
+    task_loss(learner.logits(dict(model.named_parameters()), inputs, precision), labels).backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad()

@@ -13,11 +13,12 @@ from sklearn.metrics import accuracy_score, f1_score
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from textdistill.core.precision import FLOAT32, Precision, matmul_precision
 from textdistill.core.processes import Processes
 from textdistill.data.batches import sorted_batches
 from textdistill.data.tokens import TokenizedSplit
 from textdistill.distilled.dataset import DistilledDataset
-from textdistill.method.learner import Learner, Params, float32_products
+from textdistill.method.learner import Learner, Params
 from textdistill.runs.results import Score
 
 
@@ -30,6 +31,11 @@ class EvaluateConfig:
     fp16: bool = False
     bf16: bool = False
     tf32: bool = False
+
+    @property
+    def precision(self) -> Precision:
+        """Precision of the forward passes."""
+        return Precision.of(fp16=self.fp16, bf16=self.bf16, tf32=self.tf32)
 
     def check(self) -> None:
         """Raises ValueError for a value out of range."""
@@ -55,10 +61,8 @@ def score(
     metric_names: Sequence[str],
     n: int,
     batch_size: int,
-    *,
-    fp16: bool = False,
-    bf16: bool = False,
-    tf32: bool = False,
+    processes: Processes,
+    precision: Precision = FLOAT32,
     description: str = "evaluate",
 ) -> dict[str, Score]:
     """Scores n trained learners on every row of a split, each learner in one of the run's processes.
@@ -70,16 +74,14 @@ def score(
         metric_names: accuracy, and f1 and combined (their mean) for tasks that report it.
         n: number of learners, at least 1.
         batch_size: rows a forward pass.
-        fp16: run the forward pass in float16 where that is safe.
-        bf16: the same in bfloat16.
-        tf32: take float32 matrix products in TF32.
+        processes: of the run; each scores learners of its own, and all return the scores of all.
+        precision: of the forward passes.
         description: of the progress bar.
 
     Returns:
         A Score by metric, ``loss`` (mean cross entropy a row) among them.
 
     """
-    processes = Processes()
     results = []
     own = range(processes.rank, n, processes.count)
     quiet = None if processes.main else True
@@ -91,8 +93,8 @@ def score(
             # Padded anew for every learner, a thousandth of its time, so that only one batch is in memory.
             for rows, batch in sorted_batches(split, batch_size):
                 inputs = {name: tensor.to(learner.device) for name, tensor in batch.items() if name != "labels"}
-                with torch.no_grad(), float32_products(tf32):
-                    output = learner.logits(params, inputs, fp16=fp16, bf16=bf16)
+                with torch.no_grad(), matmul_precision(precision.tf32):
+                    output = learner.logits(params, inputs, precision)
                 logits[torch.from_numpy(rows)] = output.float().cpu()
             results.append((index, metrics(logits, split.labels, metric_names)))
     in_order = [result for _, result in sorted(processes.gather(results), key=itemgetter(0))]

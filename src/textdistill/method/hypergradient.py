@@ -23,8 +23,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from textdistill.core.precision import FLOAT32, Precision, matmul_precision
 from textdistill.method.inner_loop import InnerBatch, InnerLoss, descend, gradient, inner_step, leaves
-from textdistill.method.learner import Params, float32_products
+from textdistill.method.learner import Params
 
 OuterLoss = Callable[[Params], Tensor]
 
@@ -78,8 +79,8 @@ def hypergradient(
     batches: Sequence[InnerBatch],
     eps: float = EPS,
     trajectory: Trajectory = Trajectory.keep,
-    inner_tf32: bool = False,
-    outer_tf32: bool = False,
+    inner_precision: Precision = FLOAT32,
+    outer_precision: Precision = FLOAT32,
 ) -> Hypergradient:
     """Fine-tunes ``params`` on ``batches`` and differentiates the outer loss of the result.
 
@@ -91,15 +92,17 @@ def hypergradient(
         batches: one a step, at least one.
         eps: length of the step that ``difference`` takes along u, relative to the norm of the parameters.
         trajectory: see there; ``reverse`` keeps the whole graph whatever it is.
-        inner_tf32: take the matrix products of inner steps in TF32, in whose rounding a ``difference`` is lost.
-        outer_tf32: the same of ``outer_loss``; ``reverse`` goes back through both as ``inner_tf32`` says.
+        inner_precision: whether inner steps and their derivatives may use TF32. ``difference`` needs False, because
+            the difference would be lost in the rounding. Mixed precision is set in ``inner_loss`` itself.
+        outer_precision: the same for ``outer_loss`` and its gradient; the backward pass of ``reverse`` follows
+            ``inner_precision`` throughout.
 
     """
     batches = [_detached(batch) for batch in batches]
-    with float32_products(inner_tf32):
+    with matmul_precision(inner_precision.tf32):
         if estimator is Estimator.reverse:
-            return _reverse(inner_loss, outer_loss, params, batches, outer_tf32)
-        return _manual_backward(estimator, inner_loss, outer_loss, params, batches, eps, trajectory, outer_tf32)
+            return _reverse(inner_loss, outer_loss, params, batches, outer_precision)
+        return _manual_backward(estimator, inner_loss, outer_loss, params, batches, eps, trajectory, outer_precision)
 
 
 def _manual_backward(
@@ -110,7 +113,7 @@ def _manual_backward(
     batches: Sequence[InnerBatch],
     eps: float,
     trajectory: Trajectory,
-    outer_tf32: bool,
+    outer_precision: Precision,
 ) -> Hypergradient:
     """The lines at the top of the module."""
     offload = trajectory is Trajectory.offload
@@ -121,7 +124,7 @@ def _manual_backward(
     for segment in segments:
         starts.append(params)
         steps, params = _run(inner_loss, params, segment, offload)
-    with float32_products(outer_tf32):
+    with matmul_precision(outer_precision.tf32):
         loss, v = _outer_gradient(outer_loss, params)
     # Backward.
     parts: list[dict[str, Tensor]] = []
@@ -210,14 +213,18 @@ def _forward(
 
 
 def _reverse(
-    inner_loss: InnerLoss, outer_loss: OuterLoss, params: Params, batches: Sequence[InnerBatch], outer_tf32: bool
+    inner_loss: InnerLoss,
+    outer_loss: OuterLoss,
+    params: Params,
+    batches: Sequence[InnerBatch],
+    outer_precision: Precision,
 ) -> Hypergradient:
     """Plain autograd through the unrolled loop; memory grows with the number of steps."""
     params = leaves(params)
     phi = [leaves({**batch.learned, "lr": batch.lr}) for batch in batches]
     for batch, learned in zip(batches, phi, strict=True):
         params = inner_step(inner_loss, params, batch.replace(learned), create_graph=True)
-    with float32_products(outer_tf32):
+    with matmul_precision(outer_precision.tf32):
         loss = outer_loss(params)
     flat = {(t, name): tensor for t, learned in enumerate(phi) for name, tensor in learned.items()}
     grads = torch.autograd.grad(loss, list(flat.values()))

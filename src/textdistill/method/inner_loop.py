@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from textdistill.core.precision import FLOAT32, Precision
 from textdistill.method.attention import AttentionLabelType
-from textdistill.method.learner import Learner, Params, autocast
+from textdistill.method.learner import Learner, Params
 from textdistill.method.losses import attention_loss, task_loss
 
 
@@ -69,7 +70,7 @@ def make_inner_loss(
     label_type: AttentionLabelType,
     attention_loss_lambda: float,
     exact: bool = False,
-    bf16: bool = False,
+    precision: Precision = FLOAT32,
 ) -> InnerLoss:
     """``task_loss + attention_loss_lambda * attention_loss`` as a function of (params, batch).
 
@@ -78,13 +79,13 @@ def make_inner_loss(
         label_type: which attention rows the batches label; with ``none`` the second term is absent.
         attention_loss_lambda: weight of the second term, at least 0.
         exact: use attention that has derivatives of every order (``forward`` and ``reverse`` estimators).
-        bf16: take matrix products in bfloat16.
+        precision: of the forward pass. TF32 is the caller's to set, since it concerns the backward pass as well.
 
     """
 
     def inner_loss(params: Params, batch: InnerBatch) -> Tensor:
         inputs = {"inputs_embeds": batch.inputs_embeds, **batch.context}
-        with autocast(learner.device, fp16=False, bf16=bf16):
+        with precision.autocast(learner.device):
             logits, log_rows = learner(
                 params, inputs, label_type=label_type, exact=exact, dropout_seed=batch.dropout_seed
             )

@@ -6,8 +6,8 @@ import copy
 import hashlib
 import importlib.util
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -23,6 +23,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from textdistill.core.precision import FLOAT32, Precision
 from textdistill.method.attention import KERNEL, AttentionLabelType, recording
 
 logger = logging.getLogger(__name__)
@@ -199,9 +200,9 @@ class Learner:
             log_rows = [row.clamp_min(torch.finfo(row.dtype).tiny).log() for row in rows]
         return LearnerOutput(outputs.logits, torch.stack(log_rows, dim=1))
 
-    def logits(self, params: Params, inputs: Mapping[str, Tensor], *, fp16: bool = False, bf16: bool = False) -> Tensor:
-        """Logits (B, C), in the parameters' type, of a pass in mixed precision if asked for."""
-        with autocast(self.device, fp16, bf16):
+    def logits(self, params: Params, inputs: Mapping[str, Tensor], precision: Precision = FLOAT32) -> Tensor:
+        """Logits (B, C), in the parameters' type, of a forward pass under the autocast of ``precision``."""
+        with precision.autocast(self.device):
             logits: Tensor = self(params, inputs).logits
         return logits.to(self.dtype)
 
@@ -278,22 +279,6 @@ class Learner:
         grads = torch.autograd.grad(logits.sum(), list(params.values()), allow_unused=True)
         used = [name for name, grad in zip(params, grads, strict=True) if grad is not None]
         return used, log_rows.size(1), log_rows.size(2)
-
-
-def autocast(device: torch.device, fp16: bool, bf16: bool) -> torch.autocast:
-    """Mixed precision on ``device``, or a context that changes nothing if neither is asked for."""
-    return torch.autocast(device.type, torch.float16 if fp16 else torch.bfloat16, enabled=fp16 or bf16)
-
-
-@contextmanager
-def float32_products(tf32: bool) -> Iterator[None]:
-    """A block whose float32 matrix products are exact, or take the 10 bits of TF32 where the device has it."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if tf32 else "highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def _from_pretrained(source: str, config: Any) -> tuple[PreTrainedModel, dict[str, Any]]:

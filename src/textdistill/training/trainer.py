@@ -21,6 +21,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import get_scheduler
 
+from textdistill.core.precision import Precision
 from textdistill.core.processes import Processes
 from textdistill.core.seeding import stream_seed
 from textdistill.data.batches import steps_per_epoch, train_batches
@@ -64,6 +65,11 @@ class InnerPrecision(StrEnum):
     float32 = "float32"
     tf32 = "tf32"
     bf16 = "bf16"
+
+    @property
+    def as_precision(self) -> Precision:
+        """The precision of that name."""
+        return Precision.of(bf16=self is InnerPrecision.bf16, tf32=self is InnerPrecision.tf32)
 
 
 class OptimizerType(StrEnum):
@@ -121,6 +127,11 @@ class TrainConfig:
     trajectory: Trajectory = Trajectory.keep
     checkpoint_interval: int = 50
     resume: bool = False
+
+    @property
+    def precision(self) -> Precision:
+        """Precision of the outer loss and of validation."""
+        return Precision.of(fp16=self.fp16, bf16=self.bf16, tf32=self.tf32)
 
     def check(self) -> None:
         """Raises ValueError for a value out of range."""
@@ -444,9 +455,8 @@ def outer_step(
 
     """
     processes = Processes()
-    inner_loss = distilled.inner_loss(
-        learner, config.estimator.exact, bf16=config.inner_precision is InnerPrecision.bf16
-    )
+    inner_precision = config.inner_precision.as_precision
+    inner_loss = distilled.inner_loss(learner, config.estimator.exact, inner_precision)
     # Loss and accuracy, then the hypergradient by part.
     totals = {"scores": torch.zeros(2, dtype=learner.dtype, device=learner.device)}
     for index, batch in enumerate(batches):
@@ -454,7 +464,7 @@ def outer_step(
         labels = inputs.pop("labels")
 
         def outer_loss(params: Params, inputs: Mapping[str, Tensor] = inputs, labels: Tensor = labels) -> Tensor:
-            logits = learner.logits(params, inputs, fp16=config.fp16, bf16=config.bf16)
+            logits = learner.logits(params, inputs, config.precision)
             loss = task_loss(logits, labels)
             accuracy = (logits.detach().argmax(-1) == labels).to(learner.dtype).mean()
             totals["scores"] += torch.stack([loss.detach(), accuracy])
@@ -472,8 +482,8 @@ def outer_step(
                 params,
                 inner_batches,
                 trajectory=config.trajectory,
-                inner_tf32=config.inner_precision is InnerPrecision.tf32,
-                outer_tf32=config.tf32,
+                inner_precision=inner_precision,
+                outer_precision=config.precision,
             )
             for name, grad in distilled.pull_back(inner_batches, grads_by_step).items():
                 totals[name] = totals[name] + grad if name in totals else grad
