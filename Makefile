@@ -11,7 +11,7 @@ demo: .venv/ready
 	$(BIN)/python examples/vader.py --output data
 	$(BIN)/python examples/demo.py
 
-# make results EXPERIMENT=ag_news ARGS=data.path=PATH; again, it goes on where it was interrupted.
+# make results EXPERIMENT=ag_news ARGS=data.path=PATH. Called again, it resumes where it was interrupted.
 results: .venv/ready
 	$(BIN)/textdistill distill experiment=$(EXPERIMENT) base.seed=$(SEED) \
 		base.save_dir=save/results/$(EXPERIMENT)/$(SEED) train.resume=true $(ARGS)

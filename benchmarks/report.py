@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from benchmarks.measure import Row
-from textdistill.distilled.storage import replacing
+from textdistill.core.files import replacing
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 

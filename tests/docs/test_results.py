@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from textdistill.commands.verbs import report
-from textdistill.config import compose, load_run_config
+from textdistill.config import RunConfig, compose, load_run_config
 from textdistill.distilled.spec import LabelType
 from textdistill.reporting.rows import CONFIG_FILE, RESULTS_FILE
 
@@ -23,11 +26,39 @@ def test_tables_are_the_report_of_the_files() -> None:
     assert tables == report([RESULTS])
 
 
+def grid() -> dict[str, list[str]]:
+    """The overrides of each job that the sweep in reproducing.md starts, by the folder of its result."""
+    text = (DOCS / "reproducing.md").read_text().replace("\\\n", "")
+    (line,) = (line for line in text.splitlines() if "distill -m experiment=grid" in line)
+    overrides = [word.split("=") for word in line.split()[3:] if not word.startswith("data.path=")]
+    jobs = product(*([f"{key}={value}" for value in values.split(",")] for key, values in overrides))
+    return {"grid/" + "_".join(override.split("=")[1] for override in job[1:]): list(job) for job in jobs}
+
+
+def test_the_sweep_gives_every_result_of_the_grid_and_no_other() -> None:
+    assert {f"{cell}/42" for cell in grid()} == {run for run in RUNS if run.startswith("grid/")}
+
+
+def settings(config: RunConfig) -> dict[str, Any]:
+    """All settings but folders, the names of runs, and whether a run resumes."""
+    groups = asdict(config)
+    del groups["base"], groups["tracking"]
+    for key in ("path", "datasets_path", "preprocessed_datasets_path"):
+        del groups["data"][key]
+    for key in ("save_ckpt_dir", "resume"):
+        del groups["train"][key]
+    return groups
+
+
 @pytest.mark.parametrize("run", RUNS)
 def test_a_run_has_the_settings_of_its_experiment(run: str) -> None:
     experiment, _, seed = run.rpartition("/")
-    expected = compose(f"experiment={experiment}", f"base.seed={seed}", "train.batches_per_step=1")
-    assert load_run_config(RESULTS / run).fixed() == expected.fixed()
+    overrides = grid()[experiment] if experiment.startswith("grid/") else [f"experiment={experiment}"]
+    # The runs state train.batches_per_step. Its default, null, means one batch for each process.
+    expected = compose(*overrides, f"base.seed={seed}", "train.batches_per_step=1")
+    config = load_run_config(RESULTS / run)
+    assert config.fixed() == expected.fixed()
+    assert settings(config) == settings(expected)
 
 
 def table(heading: str) -> tuple[list[str], list[list[str]]]:
