@@ -33,7 +33,7 @@ from benchmarks.report import record
 from benchmarks.workload import CLASS_NAMES, OurStep, configure, real_splits
 from textdistill.data.batches import train_batches
 from textdistill.distilled.dataset import DistilledDataset
-from textdistill.distilled.spec import SetMetadata
+from textdistill.distilled.spec import SetMetadata, model_metadata
 from textdistill.method.learner import Learner, ModelConfig
 
 KEY = ("model", "rows")
@@ -74,7 +74,7 @@ def measured(model: str, folder: Path) -> Row:
     seed, size = config.base.seed, config.data.train_batch_size
     started = time.perf_counter()
     train = real_splits(config, learner)["train"]
-    metadata = SetMetadata(config.data.task_name, CLASS_NAMES, {})
+    metadata = SetMetadata(config.data.task_name, CLASS_NAMES, model_metadata(learner))
     distilled = DistilledDataset.create(config.distilled_data, config.learner_train, metadata, learner, train, seed)
     next(train_batches(train, size, seed, 0))
     found = {"start_up": time.perf_counter() - started, "peak_mb": memory("VmHWM")}

@@ -29,7 +29,7 @@ from textdistill.config import RunConfig
 from textdistill.core.processes import Processes
 from textdistill.data.tokens import TokenizedSplit
 from textdistill.distilled.dataset import DistilledDataset
-from textdistill.distilled.spec import SetMetadata
+from textdistill.distilled.spec import SetMetadata, model_metadata
 from textdistill.evaluation.scoring import score, trained_on
 from textdistill.method.learner import Learner
 from textdistill.runs.tracking import RunTracker
@@ -104,7 +104,7 @@ def ours(setting: Setting, seed: int) -> Row:
     """Our seconds to the goal."""
     config = configure(setting.model, *setting.common(seed))
     learner, splits = prepared(config)
-    metadata = SetMetadata(config.data.task_name, CLASS_NAMES, {})
+    metadata = SetMetadata(config.data.task_name, CLASS_NAMES, model_metadata(learner))
     distilled = DistilledDataset.create(
         config.distilled_data, config.learner_train, metadata, learner, splits["train"], seed
     )

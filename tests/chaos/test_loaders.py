@@ -35,7 +35,7 @@ from transformers import get_scheduler
 
 from tests.support.toy import write_reference_folder
 from textdistill.distilled.dataset import DistilledDataset
-from textdistill.distilled.spec import DistilledDataConfig, LabelType, LearnerTrainConfig, SetMetadata
+from textdistill.distilled.spec import DistilledDataConfig, LabelType, LearnerTrainConfig, ModelMetadata, SetMetadata
 from textdistill.method.attention import AttentionLabelType
 from textdistill.training import checkpoint
 from textdistill.training.checkpoint import RunState, load_checkpoint, save_checkpoint
@@ -106,8 +106,9 @@ def a_set() -> DistilledDataset:
     config = DistilledDataConfig(
         data_per_label=2, seq_length=3, label_type=LabelType.soft, attention_label_type=AttentionLabelType.cls
     )
-    sizes = {"embedding_size": 4, "num_layers": 2, "num_heads": 3}
-    model = {"name": "some/model", "revision": None, **sizes, "parameters": ("body.a", "body.b", "head")}
+    model = ModelMetadata(
+        "some/model", None, embedding_size=4, num_layers=2, num_heads=3, parameters=("body.a", "body.b", "head")
+    )
     metadata = SetMetadata("toy", ("no", "yes"), model, {"path": "x"}, {"seed": 1, "accuracy": 1e-05})
     return DistilledDataset(raw, config, LearnerTrainConfig(2, 1), metadata)
 
@@ -153,10 +154,10 @@ def assert_valid_set(distilled: DistilledDataset, original: DistilledDataset) ->
     assert type(metadata.class_names) is tuple
     assert all(type(name) is str for name in metadata.class_names)
     assert len(set(metadata.class_names)) == len(metadata.class_names) == distilled.raw["labels"].shape[1]
-    assert type(metadata.model["name"]) is str
-    assert metadata.model["revision"] is None or type(metadata.model["revision"]) is str
-    assert all(type(metadata.model[key]) is int for key in ("embedding_size", "num_layers", "num_heads"))
-    assert all(type(name) is str for name in metadata.model["parameters"])
+    assert type(metadata.model.name) is str
+    assert metadata.model.revision is None or type(metadata.model.revision) is str
+    assert all(type(getattr(metadata.model, key)) is int for key in ("embedding_size", "num_layers", "num_heads"))
+    assert all(type(name) is str for name in metadata.model.parameters)
     assert (distilled.lr > 0).all()
     assert all(tensor.isfinite().all() for tensor in distilled.raw.values())
     with tempfile.TemporaryDirectory() as folder:

@@ -11,6 +11,7 @@ import shutil
 import signal
 import sqlite3
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -167,8 +168,8 @@ def test_results(finished: dict[str, Any], root: Path, tiny_bert: Path) -> None:
 def test_card_tells_what_the_set_is(finished: dict[str, Any], distilled_dir: Path, tiny_bert: Path) -> None:
     card = DistilledDataset.from_pretrained(distilled_dir).metadata
     assert (card.task, card.class_names) == ("toy", CLASS_NAMES)
-    assert card.model["name"] == str(tiny_bert)
-    assert card.model["revision"] == finished["model"]["revision"]
+    assert card.model.name == str(tiny_bert)
+    assert card.model.revision == finished["model"]["revision"]
     assert (card.data["max_length"], card.data["protocol"]) == (32, "clean")
     assert (card.provenance["seed"], card.provenance["outer_steps"]) == (5, 3)
     assert card.provenance["scores"] == finished["metrics"]
@@ -694,7 +695,7 @@ def test_another_model_of_the_same_width(
     results = evaluate(distilled_dir, composed(f"model.model_name={model}", "base.seed=5", "evaluate.n_eval_model=1"))
     assert "attention labels are left out: the set was made for" in caplog.text
     assert results["distilled_data"]["attention_label_type"] == "none"
-    assert results["made_for"] == DistilledDataset.from_pretrained(distilled_dir).metadata.model["name"]
+    assert results["made_for"] == DistilledDataset.from_pretrained(distilled_dir).metadata.model.name
     finetune(distilled_dir, tmp_path / "tuned", str(model), seed=5)
     accuracy, loss = pipeline_scores(tmp_path / "tuned", toy_data)
     assert [accuracy] == results["metrics"]["accuracy"]["values"]
@@ -784,7 +785,9 @@ def test_show(distilled_dir: Path, tiny_bert: Path) -> None:
 
 def test_show_does_without_the_model(distilled_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     distilled = DistilledDataset.from_pretrained(distilled_dir)
-    distilled.metadata.model["name"] = str(tmp_path / "gone")  # type: ignore[index]
+    distilled.metadata = replace(
+        distilled.metadata, model=replace(distilled.metadata.model, name=str(tmp_path / "gone"))
+    )
     distilled.save_pretrained(tmp_path / "set")
     found = show(tmp_path / "set")
     assert found["tokens"] is None

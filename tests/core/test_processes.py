@@ -24,7 +24,14 @@ from textdistill.cli.main import main
 from textdistill.core.processes import Processes
 from textdistill.data.tokens import TokenizedSplit
 from textdistill.distilled.dataset import DistilledDataset
-from textdistill.distilled.spec import DistilledDataConfig, Init, LabelType, LearnerTrainConfig, SetMetadata
+from textdistill.distilled.spec import (
+    DistilledDataConfig,
+    Init,
+    LabelType,
+    LearnerTrainConfig,
+    SetMetadata,
+    model_metadata,
+)
 from textdistill.method import learner
 from textdistill.method.attention import AttentionLabelType
 from textdistill.method.learner import Learner, ModelConfig
@@ -158,7 +165,7 @@ def gradients(model: Path, ranks: range, count: int) -> dict[str, Tensor]:
     config = DistilledDataConfig(
         attention_label_type=AttentionLabelType.cls, seq_length=7, label_type=LabelType.unrestricted, init=Init.noise
     )
-    metadata = SetMetadata("toy", CLASS_NAMES, {})
+    metadata = SetMetadata("toy", CLASS_NAMES, model_metadata(learner))
     distilled = DistilledDataset.create(config, LearnerTrainConfig(train_step=2), metadata, learner, None, 0)
     settings = TrainConfig(heads_per_step=2, max_grad_norm=None)
     random = torch.Generator().manual_seed(0)

@@ -7,7 +7,7 @@ import math
 import re
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from textdistill.distilled.spec import (
     Init,
     LabelType,
     LearnerTrainConfig,
+    ModelMetadata,
     SetMetadata,
     model_metadata,
 )
@@ -43,7 +44,6 @@ from textdistill.method.learner import Learner, ModelConfig, Params
 from textdistill.method.losses import task_loss
 
 NONE, CLS, ALL = AttentionLabelType
-METADATA = SetMetadata("toy", CLASS_NAMES, {})
 SMALL = {"seq_length": 7, "lr_init": 0.3}
 
 
@@ -51,7 +51,8 @@ def create(
     learner: Learner, split: TokenizedSplit, steps: int = 1, batch_size: int = 1, seed: int = 0, **kwargs: Any
 ) -> DistilledDataset:
     config = DistilledDataConfig(**(SMALL | kwargs))
-    return DistilledDataset.create(config, LearnerTrainConfig(steps, batch_size), METADATA, learner, split, seed)
+    metadata = SetMetadata("toy", CLASS_NAMES, model_metadata(learner))
+    return DistilledDataset.create(config, LearnerTrainConfig(steps, batch_size), metadata, learner, split, seed)
 
 
 # --- the set before training
@@ -202,8 +203,9 @@ def a_set(
         label_type=label_type,
         lr_for_step=for_step,
     )
-    sizes = {"embedding_size": 4, "num_layers": 2, "num_heads": 3}
-    model = {"name": "some/model", "revision": None, **sizes, "parameters": ("body.a", "body.b", "head")}
+    model = ModelMetadata(
+        "some/model", None, embedding_size=4, num_layers=2, num_heads=3, parameters=("body.a", "body.b", "head")
+    )
     metadata = SetMetadata("toy", ("no", "yes"), model, {"path": "x"}, {"seed": seed})
     return DistilledDataset(raw, config, LearnerTrainConfig(steps, 1), metadata)
 
@@ -560,7 +562,7 @@ def test_the_references_format_is_read(
     theirs = {key: value for key, value in asdict(distilled.config).items() if key not in OURS}
     ours = {"init": Init.noise, "attention_label_weight": AttentionLabelWeight.equal, "lr_for_parameter": False}
     assert asdict(loaded.config) == theirs | ours
-    assert loaded.metadata.model["embedding_size"] == 4
+    assert loaded.metadata.model.embedding_size == 4
     assert len(loaded.metadata.class_names) == 2
 
 
@@ -604,7 +606,7 @@ def test_shared_names_no_place_and_changes_nothing_else(caplog: pytest.LogCaptur
     distilled.metadata = SetMetadata(
         "/home/me/tasks/mine",
         ("/r/news", "~"),
-        {**distilled.metadata.model, "name": "/home/me/models/tiny"},
+        replace(distilled.metadata.model, name="/home/me/models/tiny"),
         {"text_columns": ["text"]},
         {"seed": 1, "config": {"data": {"path": "data", "max_length": 32}}},
     )
@@ -612,7 +614,7 @@ def test_shared_names_no_place_and_changes_nothing_else(caplog: pytest.LogCaptur
     assert shared.metadata == SetMetadata(
         "mine",
         ("/r/news", "~"),
-        {**distilled.metadata.model, "name": "tiny"},
+        replace(distilled.metadata.model, name="tiny"),
         {"text_columns": ["text"]},
         {"seed": 1, "config": {"data": {"max_length": 32}}},
     )

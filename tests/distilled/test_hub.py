@@ -27,7 +27,7 @@ from textdistill.commands import verbs as commands
 from textdistill.config import compose
 from textdistill.data.tokens import TokenizedSplit
 from textdistill.distilled.dataset import DistilledDataset
-from textdistill.distilled.spec import DistilledDataConfig, LearnerTrainConfig, SetMetadata
+from textdistill.distilled.spec import DistilledDataConfig, LearnerTrainConfig, SetMetadata, model_metadata
 from textdistill.method.attention import AttentionLabelType
 from textdistill.method.learner import Learner
 
@@ -38,7 +38,7 @@ FILES = {"distilled.safetensors", "config.json", "README.md"}
 @pytest.fixture
 def distilled(tiny_learner32: Learner, toy_split: TokenizedSplit) -> DistilledDataset:
     config = DistilledDataConfig(attention_label_type=AttentionLabelType.cls, seq_length=5)
-    metadata = SetMetadata("toy", CLASS_NAMES, {})
+    metadata = SetMetadata("toy", CLASS_NAMES, model_metadata(tiny_learner32))
     return DistilledDataset.create(config, LearnerTrainConfig(), metadata, tiny_learner32, toy_split, seed=0)
 
 

@@ -19,6 +19,7 @@ from textdistill.distilled.spec import (
     LabelType,
     LearnerTrainConfig,
     SetMetadata,
+    model_metadata,
 )
 from textdistill.method.attention import AttentionLabelType
 from textdistill.method.learner import Learner
@@ -33,13 +34,13 @@ def real(tiny_learner: Learner, toy_split: TokenizedSplit) -> DistilledDataset:
         label_type=LabelType.soft,
         attention_label_type=AttentionLabelType.all,
     )
-    metadata = SetMetadata("toy", CLASS_NAMES, {})
+    metadata = SetMetadata("toy", CLASS_NAMES, model_metadata(tiny_learner))
     return DistilledDataset.create(config, LearnerTrainConfig(), metadata, tiny_learner, toy_split, seed=0)
 
 
 def plain(learner: Learner, split: TokenizedSplit, **config: Any) -> DistilledDataset:
     config = {"seq_length": 4, "init": Init.real} | config
-    metadata = SetMetadata("toy", CLASS_NAMES, {})
+    metadata = SetMetadata("toy", CLASS_NAMES, model_metadata(learner))
     return DistilledDataset.create(
         DistilledDataConfig(**config), LearnerTrainConfig(), metadata, learner, split, seed=0
     )
@@ -61,16 +62,15 @@ def test_strongest_rows_are_found_in_order(real: DistilledDataset) -> None:
     point(real, (1, 0, 3, 2), 1, 4.0)
     point(real, (1, 1, 2, 0), 3, 6.0)
     logits = [torch.tensor([logit, 0.0, 0.0, 0.0]) for logit in (6.0, 4.0)]
-    first, second = ({"probability": pytest.approx(row.softmax(0)[0].item())} for row in logits)
-    first["weight"], second["weight"] = (pytest.approx(row.exp().sum().item()) for row in logits)
+    first, second = ((pytest.approx(row.softmax(0)[0].item()), pytest.approx(row.exp().sum().item())) for row in logits)
     found = strongest_labels(real, 2)
     assert found is not None
     assert found[1] == [
-        {"layer": 1, "head": 2, "row": 0, "key": 3, **first},
-        {"layer": 0, "head": 3, "row": 2, "key": 1, **second},
+        (1, 2, 0, 3, *first),
+        (0, 3, 2, 1, *second),
     ]
     assert [len(sample) for sample in found] == [2, 2, 2]
-    assert {peak["probability"] for sample in (found[0], found[2]) for peak in sample} == {0.25}
+    assert {peak.probability for sample in (found[0], found[2]) for peak in sample} == {0.25}
 
 
 def test_a_heavy_row_is_stronger_than_a_sharp_one(real: DistilledDataset) -> None:
@@ -79,11 +79,11 @@ def test_a_heavy_row_is_stronger_than_a_sharp_one(real: DistilledDataset) -> Non
     real.raw["attention_labels"].data[1, 1, 2, 0] = 6.0
     found = strongest_labels(real, 1)
     assert found is not None
-    assert (found[1][0]["layer"], found[1][0]["probability"]) == (1, 0.25)
+    assert (found[1][0].layer, found[1][0].probability) == (1, 0.25)
     real.config.attention_label_weight = AttentionLabelWeight.equal
     found = strongest_labels(real, 1)
     assert found is not None
-    assert (found[1][0]["layer"], found[1][0]["weight"]) == (0, 1.0)
+    assert (found[1][0].layer, found[1][0].weight) == (0, 1.0)
 
 
 def test_strongest_of_few_or_no_rows(tiny_learner: Learner, toy_split: TokenizedSplit) -> None:
@@ -109,11 +109,11 @@ def test_nearest_tokens_of_words_are_the_words(
         for row in range(len(toy_split))
     }
     for sample in found:
-        assert tuple(near[0]["token"] for near in sample) in texts
+        assert tuple(near[0].token for near in sample) in texts
         for near in sample:
-            assert near[0]["cosine"] == pytest.approx(1.0)
-            assert near[1]["cosine"] < near[0]["cosine"]
-            assert near[1]["token"] != near[0]["token"]
+            assert near[0].cosine == pytest.approx(1.0)
+            assert near[1].cosine < near[0].cosine
+            assert near[1].token != near[0].token
 
 
 # --- own_attention

@@ -50,7 +50,7 @@ def test_a_shipped_set_is_small_and_names_no_place(name: str) -> None:
     distilled = DistilledDataset.from_pretrained(folder)
     assert sum(file.stat().st_size for file in folder.iterdir()) < 1_000_000
     assert distilled.config.seq_length <= 128
-    assert distilled.metadata.model["name"] == "minilm-l6"
+    assert distilled.metadata.model.name == "minilm-l6"
     assert distilled.metadata.provenance["scores"]["accuracy"]["n"] >= 10
     for file in ("config.json", "README.md"):
         assert not re.search(r"(?<![\w.])(/(home|root|tmp|work|mnt|Users)/|[A-Z]:\\\\)", (folder / file).read_text())

@@ -17,7 +17,7 @@ from textdistill.cli import main as cli
 from textdistill.core.seeding import stream_seed
 from textdistill.data.tokens import TokenizedSplit
 from textdistill.distilled.dataset import DistilledDataset
-from textdistill.distilled.spec import DistilledDataConfig, LabelType, LearnerTrainConfig, SetMetadata
+from textdistill.distilled.spec import DistilledDataConfig, LabelType, LearnerTrainConfig, SetMetadata, model_metadata
 from textdistill.method.learner import Learner, Params
 
 PAGE = Path(__file__).parents[2] / "docs" / "distilled_sets.md"
@@ -55,7 +55,7 @@ def test_blocks(
         lr_for_parameter=lr_for_parameter,
         lr_init=0.3,
     )
-    metadata = SetMetadata("toy", CLASS_NAMES, {})
+    metadata = SetMetadata("toy", CLASS_NAMES, model_metadata(tiny_learner32))
     made = DistilledDataset.create(config, LearnerTrainConfig(3), metadata, tiny_learner32, toy_split, seed=0)
     if lr_for_step:
         made.raw["lr"].data += torch.tensor([0.0, -1.0, 1.0])

@@ -10,6 +10,7 @@ import json
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -182,7 +183,9 @@ def test_page_needs_nothing_from_outside(runs: Path) -> None:
 def test_without_the_model(runs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     moved = Path(shutil.copytree(runs, tmp_path / "runs"))
     distilled = DistilledDataset.from_pretrained(moved / "distilled" / "distilled")
-    distilled.metadata.model["name"] = str(tmp_path / "none")  # type: ignore[index]
+    distilled.metadata = replace(
+        distilled.metadata, model=replace(distilled.metadata.model, name=str(tmp_path / "none"))
+    )
     distilled.save_pretrained(moved / "distilled" / "distilled")
     (group,) = contents(find_results([moved]))["groups"]
     inside = group["detail"]["inside"]

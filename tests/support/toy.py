@@ -53,9 +53,9 @@ def write_reference_folder(folder: Path, distilled: DistilledDataset) -> None:
         "config": {key: str(value) if isinstance(value, str) else value for key, value in config.items()},
         "train_config": asdict(distilled.inner_config),
         "num_labels": len(distilled.metadata.class_names),
-        "hidden_size": distilled.metadata.model["embedding_size"],
-        "num_layers": distilled.metadata.model["num_layers"],
-        "num_heads": distilled.metadata.model["num_heads"],
+        "hidden_size": distilled.metadata.model.embedding_size,
+        "num_layers": distilled.metadata.model.num_layers,
+        "num_heads": distilled.metadata.model.num_heads,
     }
     (folder / "config.json").write_text(json.dumps(card, indent=4))
     raw = {name: tensor.detach() for name, tensor in distilled.raw.items() if name != "lr_scales"}

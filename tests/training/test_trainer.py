@@ -23,7 +23,14 @@ from textdistill.data.batches import train_batches
 from textdistill.data.task import DataConfig, load_task
 from textdistill.data.tokens import TokenizedSplit, tokenize
 from textdistill.distilled.dataset import DistilledDataset
-from textdistill.distilled.spec import DistilledDataConfig, Init, LabelType, LearnerTrainConfig, SetMetadata
+from textdistill.distilled.spec import (
+    DistilledDataConfig,
+    Init,
+    LabelType,
+    LearnerTrainConfig,
+    SetMetadata,
+    model_metadata,
+)
 from textdistill.evaluation.baselines import Baseline, coresets, inner_loop
 from textdistill.evaluation.scoring import score, trained_on
 from textdistill.method.attention import AttentionLabelType
@@ -104,7 +111,9 @@ def flat(distilled: DistilledDataset) -> dict[str, float]:
 def create(learner: Learner, split: TokenizedSplit, train_step: int = 1, **config: Any) -> DistilledDataset:
     data = DistilledDataConfig(**({"seq_length": 4} | config))
     inner_config = LearnerTrainConfig(train_step=train_step)
-    return DistilledDataset.create(data, inner_config, SetMetadata("toy", CLASS_NAMES, {}), learner, split, seed=0)
+    return DistilledDataset.create(
+        data, inner_config, SetMetadata("toy", CLASS_NAMES, model_metadata(learner)), learner, split, seed=0
+    )
 
 
 def raw_copy(distilled: DistilledDataset) -> dict[str, Tensor]:
@@ -980,7 +989,7 @@ def test_distilled_beats_random_real_samples(
     distilled_accuracy, random_accuracy = [], []
     for seed in range(5):
         distilled = DistilledDataset.create(
-            shape, inner, SetMetadata("toy", CLASS_NAMES, {}), learner, splits["train"], seed
+            shape, inner, SetMetadata("toy", CLASS_NAMES, model_metadata(learner)), learner, splits["train"], seed
         )
 
         def validate(distilled: DistilledDataset, seed: int = seed) -> dict[str, float]:

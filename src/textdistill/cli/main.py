@@ -303,7 +303,7 @@ def _set_and_overrides(verb: str, arguments: list[str]) -> tuple[str, list[str],
             value = value.get(key) if isinstance(value, dict) else None
         return value
 
-    made_for = {"model.model_name": card.model["name"]}
+    made_for = {"model.model_name": card.model.name}
     if card.task != "unknown":
         made_for["data.task_name"] = card.task
     made_for |= {f"data.{key}": value for key, value in card.data.items() if key != "fingerprint"}

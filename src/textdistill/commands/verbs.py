@@ -353,7 +353,7 @@ def finetune(
     output = Path(output)
     if output.exists() and any(output.iterdir()):
         raise ValueError(f"--output must be a new or empty folder, got {output}; choose another or empty it")
-    name = model or str(distilled.metadata.model["name"])
+    name = model or distilled.metadata.model.name
     learner = Learner(ModelConfig(distilled.metadata.task, name), distilled.metadata.class_names)
     learner.to(Processes().device)
     started = time.monotonic()
@@ -416,9 +416,9 @@ def show(distilled_dir: str | Path, nearest: int = 3, positions: int = 8) -> dic
 
     """
     distilled = DistilledDataset.from_pretrained(distilled_dir)
-    card = distilled.metadata
+    card, peaks = distilled.metadata, strongest_labels(distilled, nearest)
     found: dict[str, Any] = {
-        "card": {"task": card.task, "class_names": list(card.class_names), "model": dict(card.model)},
+        "card": {"task": card.task, "class_names": list(card.class_names), "model": asdict(card.model)},
         "config": asdict(distilled.config) | asdict(distilled.inner_config),
         "shapes": {name: list(tensor.shape) for name, tensor in distilled.raw.items()},
         "bytes": {name: tensor.numel() * tensor.element_size() for name, tensor in distilled.raw.items()},
@@ -426,17 +426,18 @@ def show(distilled_dir: str | Path, nearest: int = 3, positions: int = 8) -> dic
         "lr": distilled.lr.tolist(),
         "lr_scales": None
         if (scales := distilled.lr_scales) is None
-        else [dict(zip(card.model["parameters"], step, strict=True)) for step in scales.tolist()],
-        "attention": strongest_labels(distilled, nearest),
+        else [dict(zip(card.model.parameters, step, strict=True)) for step in scales.tolist()],
+        "attention": None if peaks is None else [[peak._asdict() for peak in sample] for sample in peaks],
         "tokens": None,
     }
     try:
-        learner = Learner(ModelConfig(card.task, str(card.model["name"])), card.class_names)
+        learner = Learner(ModelConfig(card.task, card.model.name), card.class_names)
     except OSError as error:
-        logger.warning("no nearest tokens: %s cannot be loaded (%s)", card.model["name"], error)
+        logger.warning("no nearest tokens: %s cannot be loaded (%s)", card.model.name, error)
         return found
     distilled.check(learner)
-    return found | {"tokens": nearest_tokens(distilled, learner, nearest, positions)}
+    tokens = nearest_tokens(distilled, learner, nearest, positions)
+    return found | {"tokens": [[[near._asdict() for near in at] for at in sample] for sample in tokens]}
 
 
 def verify(distilled_dir: str | Path, config: RunConfig) -> dict[str, Any]:
@@ -476,7 +477,7 @@ def verify(distilled_dir: str | Path, config: RunConfig) -> dict[str, Any]:
         "metrics": found,
         "verified": all(metric["within"] for metric in found.values()),
         "same_data": distilled.metadata.data.get("fingerprint") == bench.task.fingerprint,
-        "same_model": distilled.metadata.model["revision"] == bench.learner.revision,
+        "same_model": distilled.metadata.model.revision == bench.learner.revision,
         "unusual": find_anomalies(distilled),
     }
 
@@ -643,7 +644,7 @@ def _shape(distilled: DistilledDataset) -> Results:
     return {
         "distilled_data": asdict(distilled.config),
         "learner_train": asdict(distilled.inner_config),
-        "made_for": distilled.metadata.model["name"],
+        "made_for": distilled.metadata.model.name,
     }
 
 

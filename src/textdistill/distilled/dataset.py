@@ -32,6 +32,7 @@ from textdistill.distilled.spec import (
     Init,
     LabelType,
     LearnerTrainConfig,
+    ModelMetadata,
     SetMetadata,
     check_shapes,
     model_metadata,
@@ -112,7 +113,7 @@ class DistilledDataset:
         Args:
             config: its shape.
             inner_config: the inner loop it will serve.
-            metadata: its task; ``metadata.model`` is filled in from the learner.
+            metadata: its task and, as ``model_metadata`` gives it, its model.
             learner: gives the widths, the reach of its attention and, for ``init=real``, the embeddings.
             train: real texts for ``init=real``: a random one of the class a sample, tiled to length.
             seed: the run's seed.
@@ -125,9 +126,6 @@ class DistilledDataset:
                 f"distilled_data.seq_length must be at most the {learner.max_positions} positions of"
                 f" {learner.name}, got {config.seq_length}"
             )
-        metadata = SetMetadata(
-            metadata.task, metadata.class_names, model_metadata(learner), metadata.data, metadata.provenance
-        )
         shapes = tensor_shapes(config, inner_config, learner.num_labels, metadata.model)
         count = config.data_per_label * learner.num_labels
         draw = generator(seed, "distilled", "inputs_embeds")
@@ -258,21 +256,21 @@ class DistilledDataset:
         Attention labels are left out where layers or heads differ; where parameters have other names, the geometric
         mean of their learning rates is that of all.
         """
-        has, config, raw = model_metadata(learner), self.config, dict(self.raw)
-        differ = [key for key in ("num_layers", "num_heads") if self.metadata.model[key] != has[key]]
+        made_for, has, config, raw = self.metadata.model, model_metadata(learner), self.config, dict(self.raw)
+        differ = [key for key in ("num_layers", "num_heads") if getattr(made_for, key) != getattr(has, key)]
         if differ and config.attention_label_type is not AttentionLabelType.none:
             logger.warning(
                 "attention labels are left out: the set was made for %s with %s",
-                self.metadata.model["name"],
-                ", ".join(f"{key} {self.metadata.model[key]}, and {learner.name} has {has[key]}" for key in differ),
+                made_for.name,
+                ", ".join(f"{key} {getattr(made_for, key)}, and {has.name} has {getattr(has, key)}" for key in differ),
             )
             del raw["attention_labels"]
             config = replace(config, attention_label_type=AttentionLabelType.none)
-        if config.lr_for_parameter and self.metadata.model["parameters"] != has["parameters"]:
+        if config.lr_for_parameter and made_for.parameters != has.parameters:
             logger.warning(
                 "one learning rate for all parameters: the set was made for %s, whose parameters have other names than"
                 " those of %s",
-                self.metadata.model["name"],
+                made_for.name,
                 learner.name,
             )
             raw["lr"] = _before_softplus(F.softplus(raw["lr"]) * raw.pop("lr_scales").mean(-1).exp())
@@ -284,17 +282,17 @@ class DistilledDataset:
         needs = ["embedding_size"]
         if self.config.attention_label_type is not AttentionLabelType.none:
             needs += ["num_layers", "num_heads"]
-        has = model_metadata(learner)
+        made_for, has = self.metadata.model, model_metadata(learner)
         for key in needs:
-            if self.metadata.model[key] != has[key]:
+            expected, actual = getattr(made_for, key), getattr(has, key)
+            if expected != actual:
                 raise ValueError(
-                    f"the distilled set was made for {self.metadata.model['name']} with {key}"
-                    f" {self.metadata.model[key]}, but model.model_name={learner.name} has {has[key]}; use a model"
-                    " of the same shape"
+                    f"the distilled set was made for {made_for.name} with {key} {expected}, but"
+                    f" model.model_name={learner.name} has {actual}; use a model of the same shape"
                 )
-        if self.config.lr_for_parameter and self.metadata.model["parameters"] != has["parameters"]:
+        if self.config.lr_for_parameter and made_for.parameters != has.parameters:
             raise ValueError(
-                f"the distilled set has learning rates for the parameters of {self.metadata.model['name']}, but those"
+                f"the distilled set has learning rates for the parameters of {made_for.name}, but those"
                 f" of model.model_name={learner.name} have other names; use a model of the same family and depth"
             )
         if len(needs) > 1 and learner.rows_are_dropped:
@@ -332,7 +330,7 @@ class DistilledDataset:
 
         """
         if not isinstance(model, Learner):
-            name = model or str(self.metadata.model["name"])
+            name = model or self.metadata.model.name
             model = Learner(ModelConfig(self.metadata.task, name), self.metadata.class_names)
         adapted = self.adapt_to(model)
         adapted.check(model)
@@ -345,12 +343,12 @@ class DistilledDataset:
         A model or a task that is named by its path keeps the last part of it.
         """
         metadata = self.metadata
-        model = drop_local_paths(metadata.model)
-        if model["name"] != metadata.model["name"]:
+        model = ModelMetadata(**drop_local_paths(asdict(metadata.model)))
+        if model.name != metadata.model.name:
             logger.warning(
                 "the card to share names the model %s: %s is a folder of this machine, and others need a copy of it",
-                model["name"],
-                metadata.model["name"],
+                model.name,
+                metadata.model.name,
             )
         data, provenance = drop_local_paths(metadata.data), drop_local_paths(metadata.provenance)
         kept = SetMetadata(drop_local_paths(metadata.task), metadata.class_names, model, data, provenance)
@@ -476,7 +474,7 @@ class DistilledDataset:
             "learner_train": asdict(self.inner_config),
             "task": self.metadata.task,
             "class_names": list(self.metadata.class_names),
-            "model": dict(self.metadata.model),
+            "model": asdict(self.metadata.model),
             "data": dict(self.metadata.data),
             "provenance": {**self.metadata.provenance, **provenance},
         }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,35 @@ MAX_NORM_RATIO = 3.0
 MAX_PROBABILITY = 0.99
 
 
-def strongest_labels(distilled: DistilledDataset, count: int) -> list[list[dict[str, Any]]] | None:
+class LabelPeak(NamedTuple):
+    """The largest probability of one row of attention labels.
+
+    Attributes:
+        layer: 0..Y-1.
+        head: 0..H-1.
+        row: index of the supervised query row, 0..Q-1.
+        key: position that the row points at, 0..L-1.
+        probability: what the row gives that position, 0..1.
+        weight: what the row counts in the attention loss, above 0.
+
+    """
+
+    layer: int
+    head: int
+    row: int
+    key: int
+    probability: float
+    weight: float
+
+
+class NearToken(NamedTuple):
+    """A token of the vocabulary, and the cosine of its word embedding with an input embedding of the set."""
+
+    token: str
+    cosine: float
+
+
+def strongest_labels(distilled: DistilledDataset, count: int) -> list[list[LabelPeak]] | None:
     """For each sample the ``count`` attention rows with the largest probability times weight, if any are labelled."""
     labels, weights = distilled.attention_labels, distilled.attention_weights
     if labels is None:
@@ -30,18 +58,18 @@ def strongest_labels(distilled: DistilledDataset, count: int) -> list[list[dict[
 
 def nearest_tokens(
     distilled: DistilledDataset, learner: Learner, count: int, positions: int
-) -> list[list[list[dict[str, Any]]]]:
+) -> list[list[list[NearToken]]]:
     """For each sample and position the ``count`` nearest word embeddings by cosine: an aid, not a reading."""
     ids = torch.arange(len(learner.tokenizer), device=learner.device)
     vocabulary = F.normalize(learner.embed(ids), dim=-1)
-    token = learner.tokenizer.convert_ids_to_tokens
+    to_tokens = learner.tokenizer.convert_ids_to_tokens
     samples = []
     # One by one: a row of similarities is as long as the vocabulary.
     for sample in distilled.raw["inputs_embeds"].detach()[:, :positions]:
         similarity, nearest = (F.normalize(sample, dim=-1) @ vocabulary.T).topk(count, dim=-1)
         samples.append(
             [
-                [{"token": token(i), "cosine": s} for i, s in zip(at_ids, at_similarity, strict=True)]
+                [NearToken(token, cosine) for token, cosine in zip(to_tokens(at_ids), at_similarity, strict=True)]
                 for at_ids, at_similarity in zip(nearest.tolist(), similarity.tolist(), strict=True)
             ]
         )
@@ -107,19 +135,19 @@ def find_anomalies(distilled: DistilledDataset) -> list[str]:
     return found
 
 
-def _peaks(rows: Tensor, weights: Tensor, count: int) -> list[dict[str, Any]]:
+def _peaks(rows: Tensor, weights: Tensor, count: int) -> list[LabelPeak]:
     """The attention rows of one sample, (Y, H, Q, L), that ask most for one position; weights are (Y, H, Q)."""
     peak, position = rows.max(dim=-1)  # (Y, H, Q)
     flat = (peak * weights).flatten().topk(min(count, peak.numel())).indices
     heads, queries = peak.shape[1:]
     return [
-        {
-            "layer": i // (heads * queries),
-            "head": i // queries % heads,
-            "row": i % queries,
-            "key": int(position.flatten()[i]),
-            "probability": peak.flatten()[i].item(),
-            "weight": weights.flatten()[i].item(),
-        }
+        LabelPeak(
+            layer=i // (heads * queries),
+            head=i // queries % heads,
+            row=i % queries,
+            key=int(position.flatten()[i]),
+            probability=peak.flatten()[i].item(),
+            weight=weights.flatten()[i].item(),
+        )
         for i in flat.tolist()
     ]

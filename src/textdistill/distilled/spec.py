@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
@@ -97,29 +97,18 @@ class LearnerTrainConfig:
 
 
 @dataclass(frozen=True)
-class SetMetadata:
-    """What a distilled set was made for and from; stored beside its tensors.
+class ModelMetadata:
+    """The encoder that a set was made for.
 
     Attributes:
-        task: name of the task.
-        class_names: C names; sample i has class i % C.
-        model: name, revision, embedding_size, num_layers, num_heads of the encoder it was made for, and the names
-            (P) of the parameters that its inner steps update.
-        data: how the data were read (columns, protocol, max_length, fingerprint).
-        provenance: seed, outer steps, versions, scores - whatever the maker wants remembered.
+        name: as the user gave it: a model of the hub, or a folder.
+        revision: commit on the hub or checksum of the weights, None where neither is known.
+        embedding_size: D.
+        num_layers: Y.
+        num_heads: H.
+        parameters: names (P) of the parameters that inner steps update.
 
     """
-
-    task: str
-    class_names: tuple[str, ...]
-    model: Mapping[str, Any]
-    data: Mapping[str, Any] = field(default_factory=dict)
-    provenance: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class _Model:
-    """``model`` in config.json."""
 
     name: str
     revision: str | None
@@ -127,6 +116,26 @@ class _Model:
     num_layers: int
     num_heads: int
     parameters: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SetMetadata:
+    """What a distilled set was made for and from; stored beside its tensors.
+
+    Attributes:
+        task: name of the task.
+        class_names: C names; sample i has class i % C.
+        model: the encoder that it was made for.
+        data: how the data were read (columns, protocol, max_length, fingerprint).
+        provenance: seed, outer steps, versions, scores - whatever the maker wants remembered.
+
+    """
+
+    task: str
+    class_names: tuple[str, ...]
+    model: ModelMetadata
+    data: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -137,7 +146,7 @@ class _File:
     learner_train: LearnerTrainConfig
     task: str
     class_names: tuple[str, ...]
-    model: _Model
+    model: ModelMetadata
     data: dict[str, Any]
     provenance: dict[str, Any]
 
@@ -158,33 +167,33 @@ class _ReferenceFile:
     num_heads: int
 
 
-def model_metadata(learner: Learner) -> dict[str, Any]:
-    """What a card says of a learner."""
-    return {
-        "name": learner.name,
-        "revision": learner.revision,
-        "embedding_size": learner.embedding_size,
-        "num_layers": learner.num_layers,
-        "num_heads": learner.num_heads,
-        "parameters": tuple(learner.trainable),
-    }
+def model_metadata(learner: Learner) -> ModelMetadata:
+    """The metadata of a set that is made for ``learner``."""
+    return ModelMetadata(
+        name=learner.name,
+        revision=learner.revision,
+        embedding_size=learner.embedding_size,
+        num_layers=learner.num_layers,
+        num_heads=learner.num_heads,
+        parameters=tuple(learner.trainable),
+    )
 
 
 def tensor_shapes(
-    config: DistilledDataConfig, inner_config: LearnerTrainConfig, num_labels: int, model: Mapping[str, Any]
+    config: DistilledDataConfig, inner_config: LearnerTrainConfig, num_labels: int, model: ModelMetadata
 ) -> dict[str, tuple[int, ...]]:
     """By name, the shape of each raw tensor of a set; see ``DistilledDataset.raw``."""
     count, length = config.data_per_label * num_labels, config.seq_length
     shapes: dict[str, tuple[int, ...]] = {
-        "inputs_embeds": (count, length, model["embedding_size"]),
+        "inputs_embeds": (count, length, model.embedding_size),
         "labels": (count, num_labels),
         "lr": (inner_config.train_step,) if config.lr_for_step else (),
     }
     if config.lr_for_parameter:
-        shapes["lr_scales"] = (*shapes["lr"], len(model["parameters"]))
+        shapes["lr_scales"] = (*shapes["lr"], len(model.parameters))
     if config.attention_label_type is not AttentionLabelType.none:
         rows = config.attention_label_type.rows(length)
-        shapes["attention_labels"] = (count, model["num_layers"], model["num_heads"], rows, length)
+        shapes["attention_labels"] = (count, model.num_layers, model.num_heads, rows, length)
     return shapes
 
 
@@ -198,7 +207,7 @@ def check_shapes(raw: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ..
 def read_card(config: Mapping[str, Any]) -> tuple[DistilledDataConfig, LearnerTrainConfig, SetMetadata]:
     """What ``config.json`` of a set says; ValueError where it is not of the form."""
     file = storage.parse(_File, {key: value for key, value in config.items() if key not in storage.OWN_KEYS})
-    card = SetMetadata(file.task, file.class_names, asdict(file.model), file.data, file.provenance)
+    card = SetMetadata(file.task, file.class_names, file.model, file.data, file.provenance)
     return file.distilled_data, file.learner_train, card
 
 
@@ -213,14 +222,14 @@ def read_reference(
         config = {**config, "config": data | known}
     file = storage.parse(_ReferenceFile, config)
     # The reference does not record what the set was made for.
-    model = {
-        "name": "bert-base-uncased",
-        "revision": None,
-        "embedding_size": file.hidden_size,
-        "num_layers": file.num_layers,
-        "num_heads": file.num_heads,
-        "parameters": (),
-    }
+    model = ModelMetadata(
+        name="bert-base-uncased",
+        revision=None,
+        embedding_size=file.hidden_size,
+        num_layers=file.num_layers,
+        num_heads=file.num_heads,
+        parameters=(),
+    )
     # Before there are names: a card may claim 2**60 classes.
     check_shapes(raw, tensor_shapes(file.config, file.train_config, file.num_labels, model))
     return file.config, file.train_config, SetMetadata("unknown", tuple(map(str, range(file.num_labels))), model)

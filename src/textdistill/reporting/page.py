@@ -279,9 +279,11 @@ def _inside(distilled: DistilledDataset, results: Results, config: Mapping[str, 
     }
     own: dict[str, Tensor] = {}
     if learner is not None:
-        near = nearest_tokens(distilled, learner, min(NEAREST, len(learner.tokenizer)), length)[:shown]
-        inside["tokens"] = [[[[n["token"], round(n["cosine"], 3)] for n in at] for at in sample] for sample in near]
-        inside["cosine"] = median(at[0]["cosine"] for sample in near for at in sample)
+        nearest = nearest_tokens(distilled, learner, min(NEAREST, len(learner.tokenizer)), length)[:shown]
+        inside["tokens"] = [
+            [[[token, round(cosine, 3)] for token, cosine in at] for at in sample] for sample in nearest
+        ]
+        inside["cosine"] = median(at[0].cosine for sample in nearest for at in sample)
         if labels is not None:
             before, after = own_attention(distilled, learner, results["seed"], shown)
             own = {"before": before, "after": after}
@@ -310,10 +312,10 @@ def _load(distilled: DistilledDataset, config: Mapping[str, Any]) -> Learner | N
     card, given = distilled.metadata, config.get("model", {})
     kinds = {key: given[key] for key in ("use_pretrained_model", "disable_dropout") if key in given}
     try:
-        learner = Learner(ModelConfig(card.task, str(card.model["name"]), **kinds), card.class_names)
+        learner = Learner(ModelConfig(card.task, card.model.name, **kinds), card.class_names)
         distilled.check(learner)
     except (OSError, ValueError) as error:
-        logger.warning("no nearest tokens and attention: %s cannot be loaded (%s)", card.model["name"], error)
+        logger.warning("no nearest tokens and attention: %s cannot be loaded (%s)", card.model.name, error)
         return None
     learner.to(Processes().device)
     distilled.to(learner.device)
