@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+import math
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from statistics import fmean
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -183,19 +185,27 @@ class RunResult:
         versions = dict(_typed(values, "versions", dict))
         if (version := versions.pop("results", 1)) != RESULTS_VERSION:
             raise ValueError(f"versions.results must be {RESULTS_VERSION}, got {version!r}; upgrade textdistill")
+        metrics = {name: _score(score) for name, score in _typed(values, "metrics", dict).items()}
+        _require("metrics", metrics, "accuracy")
+        splits = {name: _part(SplitSize, split) for name, split in _typed(values, "splits", dict).items()}
+        _require("splits", splits, "test")
+        shape = _shape(values) if "made_for" in values else None
+        baseline = _baseline(values) if "baseline" in values else None
+        if (shape is None) == (baseline is None):
+            raise ValueError("made_for or baseline must be stated, and not both")
         return cls(
             task=_typed(values, "task", str),
             model=_part(ModelId, _typed(values, "model", dict)),
             protocol=_typed(values, "protocol", str),
-            splits={name: _part(SplitSize, split) for name, split in _typed(values, "splits", dict).items()},
+            splits=splits,
             seed=_typed(values, "seed", int),
-            metrics={name: _part(Score, score) for name, score in _typed(values, "metrics", dict).items()},
+            metrics=metrics,
             versions=versions,
-            seconds=values.get("seconds"),
-            peak_memory_bytes=values.get("peak_memory_bytes"),
-            shape=_part(SetShape, values) if "made_for" in values else None,
+            seconds=_checked("seconds", values.get("seconds"), float | None),
+            peak_memory_bytes=_checked("peak_memory_bytes", values.get("peak_memory_bytes"), int | None),
+            shape=shape,
             training=_part(TrainingSummary, values) if "training_seconds" in values else None,
-            baseline=_part(BaselineSettings, values) if "baseline" in values else None,
+            baseline=baseline,
             source=_part(SetSource, values) if "distilled" in values else None,
         )
 
@@ -216,19 +226,64 @@ class RunResult:
         try:
             return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} must be what distill, evaluate or baseline wrote, got {error}") from error
+            raise ValueError(f"{path} must be what distill, evaluate or baseline wrote: {error}") from error
 
 
-def _typed(values: Mapping[str, Any], key: str, kind: type[T]) -> T:
-    value = values.get(key)
-    if not isinstance(value, kind):
-        raise ValueError(f"{key} must be {kind.__name__}, got {value!r:.100}")
-    return value
+def _typed(values: Mapping[str, object], key: str, kind: type[T]) -> T:
+    return cast(T, _checked(key, values.get(key), kind))
 
 
-def _part(kind: type[T], values: Mapping[str, Any]) -> T:
-    """The dataclass ``kind`` from those of ``values`` that it has a field for."""
+def _part(kind: type[T], values: object) -> T:
+    """Builds the dataclass ``kind`` from those of ``values`` that it has a field for, and checks their types."""
     if not isinstance(values, Mapping):
         raise ValueError(f"{kind.__name__} must be an object, got {values!r:.100}")
-    names = {field.name for field in fields(kind)}  # type: ignore[arg-type]
-    return kind(**{name: value for name, value in values.items() if name in names})
+    hints = get_type_hints(kind)
+    parts = fields(kind)  # type: ignore[arg-type]
+    _require(kind.__name__, values, *(part.name for part in parts if part.default is MISSING))
+    stated = {part.name: values[part.name] for part in parts if part.name in values}
+    return kind(**{name: _checked(name, value, hints[name]) for name, value in stated.items()})
+
+
+def _score(values: object) -> Score:
+    score = _part(Score, values)
+    if not score.values or len(score.values) != score.n:
+        raise ValueError(f"values must be n={score.n} numbers, got {len(score.values)}")
+    for number in (score.mean, *score.values):
+        if not math.isfinite(_checked("values", number, float)):
+            raise ValueError(f"mean and values must be finite numbers, got {number}")
+    return score
+
+
+def _shape(values: Mapping[str, object]) -> SetShape:
+    shape = _part(SetShape, values)
+    _typed(shape.distilled_data, "data_per_label", int)
+    _typed(shape.distilled_data, "label_type", str)
+    _typed(shape.distilled_data, "attention_label_type", str)
+    _typed(shape.distilled_data, "seq_length", int)
+    _typed(shape.learner_train, "train_step", int)
+    return shape
+
+
+def _baseline(values: Mapping[str, object]) -> BaselineSettings:
+    settings = _part(BaselineSettings, values)
+    if settings.baseline != "full" and (settings.training is None or settings.data_per_label is None):
+        raise ValueError(f"training and data_per_label must be stated for baseline={settings.baseline!r:.100}")
+    return settings
+
+
+def _require(name: str, values: Container[str], *keys: str) -> None:
+    for key in keys:
+        if key not in values:
+            raise ValueError(f"{name} must state {key}")
+
+
+def _checked(name: str, value: object, hint: Any) -> Any:
+    """Returns the value if it has the type of the hint; the elements of a list are not checked."""
+    kinds = tuple(get_origin(kind) or kind for kind in get_args(hint)) if isinstance(hint, UnionType) else ()
+    kinds = kinds or (get_origin(hint) or hint,)
+    # JSON writes a float without decimals as an integer.
+    kinds = (*kinds, int) if float in kinds else kinds
+    if not isinstance(value, kinds):
+        expected = " or ".join(kind.__name__ for kind in kinds)
+        raise ValueError(f"{name} must be {expected}, got {value!r:.100}")
+    return value
