@@ -32,7 +32,8 @@ from textdistill.distilled.dataset import DistilledDataset
 from textdistill.distilled.spec import SetMetadata, model_metadata
 from textdistill.evaluation.scoring import score, trained_on
 from textdistill.method.learner import Learner
-from textdistill.runs.tracking import RunTracker
+from textdistill.runs.folder import RunFolder
+from textdistill.runs.tracker import RunTracker
 from textdistill.training.trainer import Schedule, fit
 
 KEY = ("model", "recipe", "lr_inputs_embeds", "lr_init")
@@ -120,7 +121,7 @@ def ours(setting: Setting, seed: int) -> Row:
     with tempfile.TemporaryDirectory() as folder:
         config.train.save_ckpt_dir = str(Path(folder, "checkpoints"))
         schedule = Schedule.of(config.train, splits["train"], config.data.train_batch_size)
-        tracker = RunTracker(Path(folder), None)
+        tracker = RunTracker(RunFolder(folder), None)
         try:
             fit(distilled, learner, splits["train"], schedule, validate, tracker, config.train, seed)
         except Reached:

@@ -23,7 +23,10 @@ from textdistill.evaluation.scoring import EvaluateConfig
 from textdistill.method.attention import AttentionLabelType
 from textdistill.method.hypergradient import Estimator, Trajectory
 from textdistill.method.learner import ModelConfig
-from textdistill.runs.tracking import Status, SweepRun, Tracking, flatten
+from textdistill.runs.folder import RunFolder
+from textdistill.runs.metrics import flatten
+from textdistill.runs.mlflow import Status, SweepRun
+from textdistill.runs.tracker import Tracking
 from textdistill.training.trainer import InnerPrecision, TrainConfig
 
 logger = logging.getLogger(__name__)
@@ -66,6 +69,11 @@ class RunConfig:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     tracking: Tracking = Tracking.mlflow
 
+    @property
+    def run_folder(self) -> RunFolder:
+        """The run's folder: ``base.save_dir`` with ``train.save_ckpt_dir``."""
+        return RunFolder(self.base.save_dir, self.train.save_ckpt_dir)
+
     def check(self) -> None:
         """Raises ValueError for contradictions; warns of settings without effect."""
         self.distilled_data.check()
@@ -106,7 +114,7 @@ class RunConfig:
         found = []
         if distilled.lr_linear_decay and distilled.lr_for_step:
             found.append(("distilled_data.lr_linear_decay=true", "distilled_data.lr_for_step=true"))
-        # A rate that only follows the embeddings' asks for nothing.
+        # An inherited rate needs no warning.
         follows = (None, train.lr_inputs_embeds)
         if distilled.attention_label_type is AttentionLabelType.none and train.lr_attention_labels not in follows:
             found.append(("train.lr_attention_labels", "distilled_data.attention_label_type=none"))
@@ -193,7 +201,7 @@ def load_run_config(run_dir: Path) -> RunConfig:
         ValueError: the file is not a configuration.
 
     """
-    path = run_dir / "config.yaml"
+    path = RunFolder(run_dir).config
     if not path.is_file():
         raise FileNotFoundError(f"{run_dir} is not a run folder: it has no config.yaml; check the path")
     try:

@@ -24,7 +24,9 @@ from tests.support.fixtures import WithStore
 from tests.support.forkserver import FRESH
 from textdistill.cli.main import main
 from textdistill.distilled import storage
-from textdistill.runs import tracking
+from textdistill.runs.folder import RunFolder
+from textdistill.runs.metrics import JsonLines, MetricLine, read_lines
+from textdistill.runs.mlflow import ensure_store, open_client
 from textdistill.training import checkpoint
 
 pytestmark = pytest.mark.slow
@@ -94,7 +96,9 @@ def finish(start: Start, root: Path) -> None:
 def left_by(root: Path) -> dict[str, Any]:
     """Everything that a run leaves, times and places aside."""
     folder = root / "run"
-    left: dict[str, Any] = {"lines": [timeless(line) for line in tracking.read_lines(folder)]}
+    left: dict[str, Any] = {
+        "lines": [timeless({"step": line.step, **line.values}) for line in read_lines(folder / "metrics.jsonl")]
+    }
     left["results"] = timeless(json.loads((folder / "results.json").read_bytes()))
     for name in ("distilled", "checkpoints/best", "checkpoints/last"):
         card = json.loads((folder / name / storage.CONFIG_FILE).read_bytes())
@@ -103,8 +107,8 @@ def left_by(root: Path) -> dict[str, Any]:
         left[name]["provenance"].pop("config", None)
     left["state"] = load_file(folder / "checkpoints" / "checkpoint.safetensors")
     (run_id,) = {path.parent.name for path in (root / "mlartifacts").glob("*/artifacts")}
-    assert json.loads((folder / tracking.RUN_ID_FILE).read_bytes())["run_id"] == run_id
-    client = tracking._client(tracking.ensure_store(root))
+    assert json.loads((RunFolder(folder).mlflow_id).read_bytes())["run_id"] == run_id
+    client = open_client(ensure_store(root))
     found = client.get_run(run_id)
     assert found.info.status == "FINISHED"
     assert len(client.search_runs([found.info.experiment_id])) == 1
@@ -206,16 +210,16 @@ def die_before_the_rename() -> None:
 
 def die_in_a_line() -> None:
     """SIGKILL when half of a line of metrics.jsonl is written."""
-    original, count = tracking.JsonLines.append, iter(range(1000))
+    original, count = JsonLines.append, iter(range(1000))
 
-    def torn(self: tracking.JsonLines, *args: Any) -> dict[str, Any]:
+    def torn(self: JsonLines, *args: Any) -> MetricLine:
         line = original(self, *args)
         if next(count) == 9:
             os.truncate(self.path, os.path.getsize(self.path) - 10)
             os.kill(os.getpid(), signal.SIGKILL)
         return line
 
-    tracking.JsonLines.append = torn  # type: ignore[method-assign]
+    JsonLines.append = torn  # type: ignore[method-assign]
 
 
 def fill_the_disk() -> None:

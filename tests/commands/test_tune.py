@@ -21,7 +21,6 @@ from textdistill.commands import tune as tuning
 from textdistill.commands import verbs as commands
 from textdistill.commands.tune import search_space, tune
 from textdistill.config import compose, load_run_config
-from textdistill.runs.tracking import METRICS_FILE
 from textdistill.training import trainer
 
 TRIALS = 8
@@ -85,7 +84,7 @@ def test_what_is_worse_than_the_median_is_stopped(study: Study) -> None:
     assert stopped
     for trial in found["trials"]:
         folder = root / "rates" / f"trial_{trial['number']}"
-        lines = [json.loads(line) for line in (folder / METRICS_FILE).read_text().splitlines()]
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         validated = {line["step"]: line["validation_loss"] for line in lines if "validation_loss" in line}
         pruned = trial["number"] in stopped
         assert (max(validated) < 15) == pruned

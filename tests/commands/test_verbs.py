@@ -32,10 +32,11 @@ from textdistill.data.tokens import TokenizedSplit
 from textdistill.distilled import storage
 from textdistill.distilled.dataset import DistilledDataset
 from textdistill.evaluation import baselines
-from textdistill.runs import tracking
+from textdistill.runs import mlflow
+from textdistill.runs.folder import RunFolder
 from textdistill.runs.results import Score
 from textdistill.training import trainer
-from textdistill.training.checkpoint import Interrupted, sole_writer
+from textdistill.training.checkpoint import Interrupted
 
 SETTINGS = [
     "distilled_data.label_type=unrestricted",
@@ -332,7 +333,7 @@ def test_folder_of_a_run_is_not_written_to_unless_asked(copied: Path, composed: 
 
 
 def test_folder_that_is_being_written_is_refused(copied: Path, composed: Compose) -> None:
-    with sole_writer(copied):
+    with RunFolder(copied).lock():
         before = contents(copied)
         for verb in (lambda: distill(composed(*SETTINGS, "train.resume=true")), lambda: track(copied)):
             with pytest.raises(ValueError, match="is being written by pid"):
@@ -431,7 +432,7 @@ TRACKED = ["tracking=mlflow", "train.log_interval=1", "base.experiment_name=e", 
 
 def in_mlflow(root: Path, run_dir: Path) -> tuple[Any, dict[tuple[str, int], tuple[float, int]]]:
     """The run of a folder, and its metrics: value and time in milliseconds by key and step, each once."""
-    client = tracking._client(tracking.ensure_store(root))
+    client = mlflow.open_client(mlflow.ensure_store(root))
     run = client.get_run(strict_json((run_dir / "mlflow.json").read_text())["run_id"])
     values = [metric for name in run.data.metrics for metric in client.get_metric_history(run.info.run_id, name)]
     found = {(metric.key, metric.step): (metric.value, metric.timestamp) for metric in values}
@@ -449,7 +450,7 @@ def in_lines(run_dir: Path) -> dict[tuple[str, int], tuple[float, int]]:
 
 
 def artifacts_of(root: Path, run: Any) -> set[str]:
-    client = tracking._client(tracking.ensure_store(root))
+    client = mlflow.open_client(mlflow.ensure_store(root))
     return {file.path for file in client.list_artifacts(run.info.run_id)}
 
 
@@ -521,7 +522,7 @@ def test_mlflow_run_of_a_run_that_died_goes_on(
     assert after.keys() == lines.keys()
     for (name, step_of), (value, _) in after.items():
         assert name.endswith("_seconds") or value == lines[name, step_of][0]
-    client = tracking._client(tracking.ensure_store(tmp_path))
+    client = mlflow.open_client(mlflow.ensure_store(tmp_path))
     assert len(client.search_runs([again.info.experiment_id])) == 1
 
 

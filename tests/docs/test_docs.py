@@ -37,7 +37,7 @@ from textdistill.cli.main import VERB_HELP, main
 from textdistill.config import RunConfig, compose
 from textdistill.distilled.dataset import DistilledDataset
 from textdistill.method import learner as learner_module
-from textdistill.runs.tracking import flatten
+from textdistill.runs.metrics import flatten
 
 ROOT = Path(__file__).parents[2]
 # tests/docs/test_reference.py compares the page of commands with the program.

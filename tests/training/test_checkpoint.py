@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import signal
-import socket
 import threading
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,6 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from tests.support.forkserver import FRESH
 from textdistill.training import checkpoint as checkpoint_module
 from textdistill.training.checkpoint import (
     Checkpoint,
@@ -24,7 +21,6 @@ from textdistill.training.checkpoint import (
     Interrupts,
     load_checkpoint,
     save_checkpoint,
-    sole_writer,
 )
 
 STATE = {"progress": {"step": 3, "losses": [0.1, 1 / 3]}, "nothing": None}
@@ -115,42 +111,6 @@ def test_other_files_are_refused(saved: Path) -> None:
     saved.write_bytes(saved.read_bytes()[:-1])
     with pytest.raises(ValueError, match="not a whole safetensors file"):
         load_checkpoint(saved, SETTINGS)
-
-
-# --- One writer
-
-
-def test_second_writer_is_told_who_holds_the_folder(tmp_path: Path) -> None:
-    holder = rf"is being written by pid {os.getpid()} on {socket.gethostname()}; wait for it"
-    with sole_writer(tmp_path / "run"):
-        with pytest.raises(ValueError, match=holder), sole_writer(tmp_path / "run"):
-            pass
-        with sole_writer(tmp_path / "other"):
-            pass
-    with sole_writer(tmp_path / "run"):
-        pass
-
-
-def die_writing(folder: Path) -> None:
-    with sole_writer(folder):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-def test_lock_of_a_dead_process_is_taken_over(tmp_path: Path) -> None:
-    process = FRESH.Process(target=die_writing, args=(tmp_path,))
-    process.start()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
-    assert "pid" in (tmp_path / "run.holder").read_text()
-    with sole_writer(tmp_path):
-        assert f"pid {os.getpid()} " in (tmp_path / "run.holder").read_text()
-
-
-def test_error_inside_releases_the_folder(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="inside"), sole_writer(tmp_path):
-        raise RuntimeError("inside")
-    with sole_writer(tmp_path):
-        pass
 
 
 # --- Signals

@@ -219,7 +219,7 @@ def _distill(debug: bool, arguments: list[str]) -> None:
 
     from textdistill import config
     from textdistill.commands import verbs as commands
-    from textdistill.runs.tracking import Status
+    from textdistill.runs.mlflow import Status
 
     def job(tree: DictConfig) -> float:
         # A sweep's job may have a process of its own.

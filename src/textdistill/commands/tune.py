@@ -29,8 +29,10 @@ from textdistill.commands.verbs import Stopped, distill, train
 from textdistill.config import RunConfig, compose
 from textdistill.core.seeding import stream_seed
 from textdistill.data.task import Protocol
-from textdistill.runs.tracking import Status, SweepRun, Tracker, Tracking, flatten
-from textdistill.training.checkpoint import sole_writer
+from textdistill.runs.folder import RunFolder
+from textdistill.runs.metrics import Tracker, flatten
+from textdistill.runs.mlflow import Status, SweepRun
+from textdistill.runs.tracker import Tracking
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +81,7 @@ def tune(overrides: Sequence[str], trials: int = 20, study: str | None = None) -
         return compose(*fixed, *own, *names, "train.resume=true")
 
     # One process a study: a trial that is running now was left by a process that died.
-    with sole_writer(root / name):
+    with RunFolder(root / name).lock():
         found = _open(root, name, base, space)
         parent = None
         if base.tracking is Tracking.mlflow:

@@ -6,7 +6,6 @@ import json
 import logging
 import math
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -32,19 +31,12 @@ from textdistill.evaluation.baselines import Baseline, Training, coresets, full_
 from textdistill.evaluation.scoring import score, trained_on
 from textdistill.method.learner import Learner, ModelConfig
 from textdistill.reporting.page import page
-from textdistill.reporting.rows import RESULTS_FILE, Format, comma_separated, find_results, latex, markdown, summarise
+from textdistill.reporting.rows import Format, comma_separated, find_results, latex, markdown, summarise
+from textdistill.runs.metrics import NullTracker, Tracker, read_lines
+from textdistill.runs.mlflow import MlflowRun, Status
 from textdistill.runs.results import Score
-from textdistill.runs.tracking import (
-    METRICS_FILE,
-    MlflowRun,
-    NullTracker,
-    RunTracker,
-    Status,
-    Tracker,
-    open_tracker,
-    read_lines,
-)
-from textdistill.training.checkpoint import CHECKPOINT_FILE, Checkpoint, load_checkpoint, sole_writer
+from textdistill.runs.tracker import RunTracker, open_tracker
+from textdistill.training.checkpoint import Checkpoint, load_checkpoint
 from textdistill.training.trainer import Schedule, fit
 
 logger = logging.getLogger(__name__)
@@ -139,7 +131,7 @@ def _training(
         record: RunTracker | None = None
         checkpoint: Checkpoint | None = None
         if processes.main:
-            stack.enter_context(sole_writer(Path(config.base.save_dir)))
+            stack.enter_context(config.run_folder.lock())
             checkpoint = _earlier(config, settings)
             record = stack.enter_context(_recorded(config, composed))
         checkpoint = processes.broadcast(checkpoint)
@@ -155,22 +147,22 @@ def _training(
 @contextmanager
 def _recorded(config: RunConfig, composed: Mapping[str, str]) -> Iterator[RunTracker]:
     """A block whose configuration, log, metrics, files and outcome go to the run folder and to MLflow."""
-    run_dir, base = Path(config.base.save_dir), config.base
-    with replacing(run_dir / "config.yaml") as partial:
+    folder, base = config.run_folder, config.base
+    with replacing(folder.config) as partial:
         OmegaConf.save(OmegaConf.structured(config), partial)
     for name, text in composed.items():
-        (run_dir / ".hydra").mkdir(exist_ok=True)
-        (run_dir / ".hydra" / name).write_text(text, encoding="utf-8")
+        folder.hydra.mkdir(exist_ok=True)
+        (folder.hydra / name).write_text(text, encoding="utf-8")
     with ExitStack() as stack:
-        stack.enter_context(_log_file(run_dir / "run.log"))
-        logger.info("run folder: %s", run_dir)
+        stack.enter_context(folder.log_file(expected=(Stopped,)))
+        logger.info("run folder: %s", folder.path)
         tracker = open_tracker(
-            config.tracking, run_dir, Path(base.save_dir_root), base.experiment_name, base.run_name, base.sweep
+            config.tracking, folder, Path(base.save_dir_root), base.experiment_name, base.run_name, base.sweep
         )
         stack.push(lambda kind, *_: tracker.close(_status(kind)))
         tracker.log_params(asdict(config))
         yield tracker
-        for path in _artifacts(config):
+        for path in folder.artifacts():
             tracker.log_artifact(path)
 
 
@@ -190,9 +182,8 @@ def _keep(
     tracker: RunTracker,
 ) -> None:
     """Writes a finished run's set and results."""
-    run_dir = Path(config.base.save_dir)
     distilled.save_pretrained(
-        run_dir / "distilled",
+        config.run_folder.distilled,
         seed=config.base.seed,
         versions=results["versions"],
         config=asdict(config),
@@ -203,7 +194,7 @@ def _keep(
     averages = {f"avg.{name}": s.mean for name, s in scores.items()}
     deviations = {f"std.{name}": s.std for name, s in scores.items()}
     tracker.log_metrics({**averages, **deviations}, training["outer_steps"])
-    write_results(run_dir / RESULTS_FILE, results)
+    write_results(config.run_folder.results, results)
 
 
 def resume(run_dir: str | Path) -> Results:
@@ -231,16 +222,16 @@ def track(run_dir: str | Path) -> str:
 
     """
     config = load_run_config(Path(run_dir))
-    base = config.base
-    with sole_writer(Path(run_dir)):
+    base, folder = config.base, config.run_folder
+    with folder.lock():
         try:
             root = Path(base.save_dir_root)
-            mlflow = MlflowRun(root, base.experiment_name, base.run_name, Path(run_dir), base.sweep)
+            mlflow = MlflowRun.open(root, base.experiment_name, base.run_name, folder, base.sweep)
             mlflow.log_params(asdict(config))
-            mlflow.log_lines(read_lines(Path(run_dir)))
-            for path in _artifacts(config):
+            mlflow.log_lines(read_lines(folder.metrics))
+            for path in folder.artifacts():
                 mlflow.log_artifact(path)
-            mlflow.close(Status.FINISHED if Path(run_dir, RESULTS_FILE).exists() else Status.FAILED)
+            mlflow.close(Status.FINISHED if folder.results.exists() else Status.FAILED)
         except (ValueError, FileNotFoundError):
             raise
         except Exception as error:  # MLflow's, its database's, the disk's
@@ -272,7 +263,7 @@ def evaluate(distilled_dir: str | Path, config: RunConfig) -> Results:
     results = bench.results(_score(config, bench, distilled)) | _shape(distilled)
     source = {"distilled": str(distilled_dir), "distilled_revision": distilled.revision}
     results |= source | {"seconds": time.monotonic() - started}
-    write_results(Path(config.base.save_dir) / RESULTS_FILE, results)
+    write_results(config.run_folder.results, results)
     return results
 
 
@@ -322,7 +313,7 @@ def baseline(kind: str, config: RunConfig, training: Training = Training.inner_l
         processes, config.evaluate.precision, description=f"evaluate {kind}",
     )  # fmt: skip
     results = bench.results(scores) | extra | {"seconds": time.monotonic() - started}
-    write_results(Path(config.base.save_dir) / RESULTS_FILE, results)
+    write_results(config.run_folder.results, results)
     return results
 
 
@@ -573,30 +564,24 @@ def _check_classes(distilled: DistilledDataset, bench: _Bench) -> None:
 
 def _earlier(config: RunConfig, settings: Mapping[str, Any]) -> Checkpoint | None:
     """The state to go on from, None for a new run."""
-    run_dir, folder = Path(config.base.save_dir), Path(config.train.save_ckpt_dir)
-    path = folder / CHECKPOINT_FILE
+    folder = config.run_folder
+    path = folder.checkpoint
     if not config.train.resume:
-        if (run_dir / METRICS_FILE).exists() or path.exists():
+        if folder.metrics.exists() or path.exists():
             raise ValueError(
-                f"base.save_dir={run_dir} holds a run; set train.resume=true to go on with it, or choose another folder"
+                f"base.save_dir={folder.path} holds a run; set train.resume=true to go on with it, or choose"
+                " another folder"
             )
         return None
     if not path.exists():
         logger.info("%s does not exist: the run starts anew", path)
         return None
     checkpoint = load_checkpoint(path, settings)
-    for parent, name in ((folder, "best"), (folder, "last"), (run_dir, "distilled")):
-        # What a process left that died while it wrote a set.
-        for stray in parent.glob(f".{name}.*"):
+    for saved in (folder.best, folder.last, folder.distilled):
+        # A process that died while it wrote a set leaves a temporary folder.
+        for stray in saved.parent.glob(f".{saved.name}.*"):
             shutil.rmtree(stray)
     return checkpoint
-
-
-def _artifacts(config: RunConfig) -> list[Path]:
-    """What MLflow keeps of a run folder."""
-    run_dir, folder = Path(config.base.save_dir), Path(config.train.save_ckpt_dir)
-    paths = (run_dir / ".hydra", folder / "best", folder / "last", run_dir / "run.log", run_dir / RESULTS_FILE)
-    return [path for path in paths if path.exists()]
 
 
 def _train(
@@ -664,29 +649,3 @@ def write_results(path: Path, results: Results) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as partial:
         partial.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-
-
-@contextmanager
-def _log_file(path: Path) -> Iterator[None]:
-    """Copies the log, our part of it from INFO on, to a file for the length of a block."""
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("[%(asctime)s][%(name)s][%(levelname)s] %(message)s"))
-    ours = logging.getLogger("textdistill")
-    level = ours.level
-    ours.setLevel(logging.INFO)
-    logging.getLogger().addHandler(handler)
-    try:
-        yield
-    except Exception as error:
-        if not isinstance(error, Stopped):
-            # To the file alone: the command line says it in one line.
-            handler.handle(
-                logging.makeLogRecord(
-                    {"name": __name__, "levelname": "ERROR", "msg": "the run ended", "exc_info": sys.exc_info()}
-                )
-            )
-        raise
-    finally:
-        logging.getLogger().removeHandler(handler)
-        ours.setLevel(level)
-        handler.close()

@@ -45,7 +45,8 @@ from textdistill.reporting.rows import (
     varying,
     where,
 )
-from textdistill.runs.tracking import METRICS_FILE, flatten, read_lines
+from textdistill.runs.folder import RunFolder
+from textdistill.runs.metrics import flatten, read_lines
 
 logger = logging.getLogger(__name__)
 
@@ -183,8 +184,9 @@ def _sweep(distilled: Iterable[Results]) -> dict[str, Any] | None:
 def _detail(run_dir: Path, results: Results, pages: int) -> dict[str, Any]:
     """What a run folder tells of its run; ``pages`` runs share the page."""
     distilled = DistilledDataset.from_pretrained(run_dir / "distilled")
-    lines = list(read_lines(run_dir)) if (run_dir / METRICS_FILE).is_file() else []
-    steps = [line["step_seconds"] for line in lines if line.get("step_seconds") is not None]
+    metrics = RunFolder(run_dir).metrics
+    lines = [{"step": line.step, **line.values} for line in read_lines(metrics)] if metrics.is_file() else []
+    steps = [seconds for line in lines if (seconds := line.get("step_seconds")) is not None]
     config = read_config(run_dir)
     return {
         "results": results,

@@ -19,7 +19,8 @@ import numpy as np
 import yaml
 
 from textdistill.config import CHANGEABLE
-from textdistill.runs.tracking import ARTIFACTS, flatten
+from textdistill.runs.metrics import flatten
+from textdistill.runs.mlflow import ARTIFACTS
 
 Results = Mapping[str, Any]
 Line = dict[str, Any]

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import signal
-import socket
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +18,6 @@ from types import FrameType
 from typing import Any, NoReturn
 
 import torch
-from filelock import FileLock, Timeout
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.optim import SGD, Optimizer
@@ -263,35 +260,6 @@ def _is_like(template: Any, value: Any) -> bool:
         return all(_is_like(template[0] if template else 0.0, item) for item in value)
     kinds = (int,) if type(template) is int else (int, float)
     return type(value) in kinds and abs(value) < 2**63  # NaN is not
-
-
-@contextmanager
-def sole_writer(run_dir: Path) -> Iterator[None]:
-    """Holds a run folder, created if need be, for the length of a block.
-
-    The operating system releases the lock of a process that dies, so that no stale lock is left.
-
-    Raises:
-        ValueError: another process holds it; the message names its pid and host.
-
-    """
-    run_dir.mkdir(parents=True, exist_ok=True)
-    # Who it is stands in a file of its own: taking the lock empties the lock's.
-    holder = run_dir / "run.holder"
-    lock = FileLock(run_dir / "run.lock", timeout=0)
-    try:
-        held = lock.acquire()
-    except Timeout as error:
-        who = holder.read_text(encoding="utf-8") if holder.exists() else "another process"
-        raise ValueError(
-            f"base.save_dir={run_dir} is being written by {who}; wait for it to end, or choose another base.save_dir"
-        ) from error
-    with held:
-        holder.write_text(f"pid {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
-        try:
-            yield
-        finally:
-            holder.unlink(missing_ok=True)
 
 
 class Interrupted(KeyboardInterrupt):

@@ -31,7 +31,7 @@ from textdistill.distilled.spec import Init
 from textdistill.method.hypergradient import Estimator, Trajectory, hypergradient
 from textdistill.method.learner import Learner, Params
 from textdistill.method.losses import task_loss
-from textdistill.runs.tracking import Tracker
+from textdistill.runs.metrics import Tracker
 from textdistill.training.checkpoint import (
     CHECKPOINT_FILE,
     Checkpoint,

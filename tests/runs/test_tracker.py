@@ -19,69 +19,31 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from omegaconf import OmegaConf
 
+from tests.support.lines import lines_of
 from textdistill.commands.verbs import track
 from textdistill.config import RunConfig, load_run_config
-from textdistill.runs import tracking
-from textdistill.runs.tracking import (
-    JsonLines,
-    MlflowRun,
-    RunTracker,
-    Status,
-    SweepRun,
-    Tracking,
-    ensure_store,
-    open_tracker,
-    read_lines,
-)
-
-# --- JSON lines
-
-
-def lines_of(run_dir: Path) -> list[dict[str, Any]]:
-    def refuse(constant: str) -> None:
-        raise AssertionError(f"{constant} is not JSON")
-
-    text = (run_dir / "metrics.jsonl").read_text(encoding="utf-8")
-    assert text == "" or text.endswith("\n")
-    return [json.loads(line, parse_constant=refuse) for line in text.splitlines()]
-
-
-def test_json_line_is_in_the_file_at_once(tmp_path: Path) -> None:
-    lines = JsonLines(tmp_path / "new" / "run")
-    before = time.time()
-    appended = lines.append({"train.loss": 0.5, "absent": None}, step=3)
-    (line,) = lines_of(tmp_path / "new" / "run")
-    assert line == appended
-    assert before - 1e-3 <= line.pop("time") <= time.time() + 1e-3
-    assert line == {"step": 3, "train.loss": 0.5}
-    lines.append({"train.loss": 0.25}, step=4)
-    assert [line["step"] for line in lines_of(tmp_path / "new" / "run")] == [3, 4]
-    lines.close()
-
-
-def test_json_lines_hold_valid_json_only(tmp_path: Path) -> None:
-    lines = JsonLines(tmp_path)
-    lines.append({"a": math.nan, "b": math.inf, "c": -math.inf, "Zürich": 1}, step=0)
-    (line,) = lines_of(tmp_path)
-    assert {**line, "time": 0} == {"step": 0, "time": 0, "a": None, "b": None, "c": None, "Zürich": 1.0}
-    lines.close()
+from textdistill.runs import mlflow
+from textdistill.runs.folder import RunFolder
+from textdistill.runs.metrics import MetricLine, flatten, read_lines
+from textdistill.runs.mlflow import MlflowRun, Status, SweepRun, ensure_store, open_client
+from textdistill.runs.tracker import RunTracker, Tracking, open_tracker
 
 
 def test_json_lines_go_on_where_they_ended(tmp_path: Path) -> None:
     for step in range(2):
-        tracker = RunTracker(tmp_path, None)
+        tracker = RunTracker(RunFolder(tmp_path), None)
         tracker.log_metrics({"loss": 1.0}, step)
         tracker.close(Status.FAILED if step == 0 else Status.FINISHED)
     assert [line["step"] for line in lines_of(tmp_path)] == [0, 1]
 
 
 def test_rewind_cuts_the_lines_after_the_mark(tmp_path: Path) -> None:
-    tracker = RunTracker(tmp_path, None)
+    tracker = RunTracker(RunFolder(tmp_path), None)
     assert tracker.mark() == 0
     tracker.log_metrics({"größe": 1.0}, 1)
     mark = tracker.mark()
@@ -91,7 +53,7 @@ def test_rewind_cuts_the_lines_after_the_mark(tmp_path: Path) -> None:
     # Killed while it wrote: what follows the mark may be half a line.
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "ti')
-    again = RunTracker(tmp_path, None)
+    again = RunTracker(RunFolder(tmp_path), None)
     again.rewind(mark)
     assert [line["step"] for line in lines_of(tmp_path)] == [1]
     again.log_metrics({"loss": 2.0}, 2)
@@ -107,21 +69,14 @@ def test_rewind_cuts_the_lines_after_the_mark(tmp_path: Path) -> None:
     again.close()
 
 
-def test_line_that_is_no_json_is_named(tmp_path: Path) -> None:
-    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "time": 0.5}\n{"st\n')
-    lines = read_lines(tmp_path)
-    assert next(lines) == {"step": 1, "time": 0.5}
-    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2 must be JSON .*; remove the line"):
-        next(lines)
-
-
 def test_tracking_none_does_not_import_mlflow(tmp_path: Path) -> None:
     code = """
 import sys
 from pathlib import Path
-from textdistill.runs.tracking import Tracking, open_tracker
+from textdistill.runs.folder import RunFolder
+from textdistill.runs.tracker import Tracking, open_tracker
 root = Path(sys.argv[1])
-tracker = open_tracker(Tracking.none, root / "run", root, "experiment", "name")
+tracker = open_tracker(Tracking.none, RunFolder(root / "run"), root, "experiment", "name")
 tracker.log_params({"a": {"b": 1}})
 tracker.log_metrics({"loss": 1.0}, 1)
 tracker.log_artifact(root / "run")
@@ -164,12 +119,7 @@ class FakeClient:
 
 def run_of(client: FakeClient) -> MlflowRun:
     """A run that exists in no store."""
-    run = object.__new__(MlflowRun)
-    run._client = client
-    run.run_id = "run"
-    run._logged, run._params, run._pending = set(), set(), []
-    run._flushed = time.monotonic()
-    return run
+    return MlflowRun(cast(Any, client), "run")
 
 
 @pytest.fixture
@@ -178,8 +128,8 @@ def fake() -> tuple[MlflowRun, FakeClient]:
     return run_of(client), client
 
 
-def line(step: int, **metrics: float | None) -> dict[str, Any]:
-    return {"step": step, "time": 1e9 + step, **metrics}
+def line(step: int, **metrics: float | None) -> MetricLine:
+    return MetricLine(step, 1e9 + step, metrics)
 
 
 def test_few_calls_a_minute(fake: tuple[MlflowRun, FakeClient], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,7 +210,7 @@ def test_mlflow_that_fails_is_warned_of_once_and_left_alone(
             raise LOCKED
         return run_of(client)
 
-    tracker = RunTracker(tmp_path, open_mlflow)
+    tracker = RunTracker(RunFolder(tmp_path), open_mlflow)
     tracker.log_params({"a": 1})
     for step in (1, 2):
         tracker.log_metrics({"loss": 1.0}, step)
@@ -281,7 +231,7 @@ def test_interrupt_is_no_failure_of_mlflow(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        RunTracker(tmp_path, open_mlflow)
+        RunTracker(RunFolder(tmp_path), open_mlflow)
 
 
 @pytest.fixture(scope="module")
@@ -304,7 +254,7 @@ PARAMS = {
 def finished_run(root: Path) -> str:
     """A run with everything, recorded through ``open_tracker``; its id."""
     run_dir = root / "experiment" / "run"
-    tracker = open_tracker(Tracking.mlflow, run_dir, root, "experiment", "a run")
+    tracker = open_tracker(Tracking.mlflow, RunFolder(run_dir), root, "experiment", "a run")
     (run_dir / "distilled").mkdir()
     (run_dir / "distilled" / "config.json").write_text("{}")
     (run_dir / "run.log").write_text("hello")
@@ -397,11 +347,11 @@ def test_server_shows_the_run(root: Path, finished_run: str, server: str) -> Non
 
 @pytest.mark.parametrize("status", Status)
 def test_status_at_the_end(root: Path, status: Status, tmp_path: Path) -> None:
-    run = MlflowRun(root, "status", "run", tmp_path)
-    assert run._client.get_run(run.run_id).info.status == "RUNNING"
+    run = MlflowRun.open(root, "status", "run", RunFolder(tmp_path))
+    assert run.client.get_run(run.run_id).info.status == "RUNNING"
     run.log_lines([line(1, loss=1.0)])
     run.close(status)
-    found = run._client.get_run(run.run_id)
+    found = run.client.get_run(run.run_id)
     assert found.info.status == status
     assert found.data.metrics == {"loss": 1.0}
 
@@ -411,10 +361,10 @@ def test_store_is_created_once_and_kept(root: Path, monkeypatch: pytest.MonkeyPa
     assert ensure_store(Path()) == ensure_store(root) == f"sqlite:///{root.resolve()}/mlflow.db"
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-    first, second = (MlflowRun(root, "kept", name, tmp_path / name) for name in ("a", "b"))
+    first, second = (MlflowRun.open(root, "kept", name, RunFolder(tmp_path / name)) for name in ("a", "b"))
     assert first.run_id != second.run_id
-    (experiment,) = [e for e in first._client.search_experiments() if e.name == "kept"]
-    assert len(first._client.search_runs([experiment.experiment_id])) == 2
+    (experiment,) = [e for e in first.client.search_experiments() if e.name == "kept"]
+    assert len(first.client.search_runs([experiment.experiment_id])) == 2
     assert not (root / "mlruns").exists()
     first.close()
     second.close()
@@ -425,7 +375,7 @@ def test_store_is_created_once_and_kept(root: Path, monkeypatch: pytest.MonkeyPa
 
 def history(root: Path, run_id: str) -> dict[str, list[tuple[int, float, int]]]:
     """Every value of every metric: step, value, time in milliseconds."""
-    client = tracking._client(ensure_store(root))
+    client = open_client(ensure_store(root))
     return {
         name: sorted(
             (metric.step, metric.value, metric.timestamp) for metric in client.get_metric_history(run_id, name)
@@ -446,7 +396,7 @@ def history_by_lines(run_dir: Path) -> dict[str, list[tuple[int, float, int]]]:
 
 
 def open_run(root: Path, run_dir: Path) -> RunTracker:
-    return open_tracker(Tracking.mlflow, run_dir, root, "going on", "run")
+    return open_tracker(Tracking.mlflow, RunFolder(run_dir), root, "going on", "run")
 
 
 def test_run_goes_on_as_the_same_mlflow_run(root: Path, tmp_path: Path) -> None:
@@ -464,7 +414,7 @@ def test_run_goes_on_as_the_same_mlflow_run(root: Path, tmp_path: Path) -> None:
     again = open_run(root, tmp_path)
     assert run_id_of(tmp_path) == run_id
     assert again._mlflow is not None
-    assert again._mlflow._client.get_run(run_id).info.status == "RUNNING"
+    assert again._mlflow.client.get_run(run_id).info.status == "RUNNING"
     # A parameter that MLflow has may differ, and would be refused.
     again.log_params({"a": 2, "b": 3})
     again.rewind(mark)
@@ -476,13 +426,13 @@ def test_run_goes_on_as_the_same_mlflow_run(root: Path, tmp_path: Path) -> None:
     after = history(root, run_id)
     assert after["loss"][:2] == before["loss"]
     assert after["loss"][2:] == history_by_lines(tmp_path)["loss"][2:]
-    run = again._mlflow._client.get_run(run_id)
+    run = again._mlflow.client.get_run(run_id)
     assert run.info.status == "FINISHED"
     assert run.data.params == {"a": "1", "b": "3"}
 
 
 def test_lines_that_mlflow_missed_come_with_the_next_rewind(root: Path, tmp_path: Path) -> None:
-    tracker = RunTracker(tmp_path, None)
+    tracker = RunTracker(RunFolder(tmp_path), None)
     for step in (1, 2):
         tracker.log_metrics({"loss": 1.0, "validation_loss": None if step == 1 else 2.0}, step)
     mark = tracker.mark()
@@ -507,7 +457,7 @@ def test_store_that_cannot_be_read_is_no_reason_for_a_second_run(
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    first = MlflowRun(root, "going on", "run", tmp_path)
+    first = MlflowRun.open(root, "going on", "run", RunFolder(tmp_path))
     first.close()
 
     def locked(*_: Any) -> None:
@@ -515,7 +465,7 @@ def test_store_that_cannot_be_read_is_no_reason_for_a_second_run(
 
     monkeypatch.setattr(MlflowClient, "get_run", locked)
     with pytest.raises(MlflowException, match="database is locked"):
-        MlflowRun(root, "going on", "run", tmp_path)
+        MlflowRun.open(root, "going on", "run", RunFolder(tmp_path))
     assert run_id_of(tmp_path) == first.run_id
 
 
@@ -527,7 +477,7 @@ def run_folder(root: Path, tmp_path: Path) -> Path:
     config.base.save_dir_root, config.base.save_dir = str(root), str(run_dir)
     config.base.experiment_name, config.base.run_name = "completed", "its name"
     config.train.save_ckpt_dir = str(run_dir / "checkpoints")
-    tracker = RunTracker(run_dir, None)
+    tracker = RunTracker(RunFolder(run_dir), None)
     for step in range(1, 4):
         tracker.log_metrics({"train_loss": 1 / step, "validation_loss": 2.0 if step == 3 else None}, step)
     tracker.log_metrics({"avg.loss": 0.25, "broken": math.nan}, 3)
@@ -542,7 +492,7 @@ def run_folder(root: Path, tmp_path: Path) -> Path:
 
 def everything(root: Path, run_id: str, folder: Path) -> dict[str, Any]:
     """All that MLflow has of a run."""
-    client = tracking._client(ensure_store(root))
+    client = open_client(ensure_store(root))
     run = client.get_run(run_id)
     artifacts = Path(client.download_artifacts(run_id, "", str(folder)))
     files = {str(path.relative_to(artifacts)): path.read_text() for path in artifacts.rglob("*") if path.is_file()}
@@ -554,9 +504,9 @@ def everything(root: Path, run_id: str, folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("had", ["nothing", "a part"])
 def test_track_completes_a_run_from_its_files(had: str, root: Path, run_folder: Path, tmp_path: Path) -> None:
     if had == "a part":
-        part = MlflowRun(root, "completed", "its name", run_folder)
+        part = MlflowRun.open(root, "completed", "its name", RunFolder(run_folder))
         part.log_params({"train": {"epoch": 30}})
-        part.log_lines(list(read_lines(run_folder))[:1])
+        part.log_lines(list(read_lines(run_folder / "metrics.jsonl"))[:1])
         part.flush()
     run_id = track(run_folder)
     assert run_id == run_id_of(run_folder)
@@ -567,7 +517,7 @@ def test_track_completes_a_run_from_its_files(had: str, root: Path, run_folder: 
     assert found["metrics"] == history_by_lines(run_folder)
     assert found["metrics"].keys() == {"train_loss", "validation_loss", "avg.loss"}
     config = asdict(load_run_config(run_folder))
-    assert found["params"] == {key: str(value) for key, value in tracking.flatten(config)}
+    assert found["params"] == {key: str(value) for key, value in flatten(config)}
     assert found["files"] == {
         ".hydra/config.yaml": ".hydra/config.yaml",
         "best/config.json": "checkpoints/best/config.json",
@@ -585,7 +535,7 @@ def test_track_completes_a_run_from_its_files(had: str, root: Path, run_folder: 
 def test_track_of_a_run_without_results_says_failed(root: Path, run_folder: Path) -> None:
     (run_folder / "results.json").unlink()
     run_id = track(run_folder)
-    assert tracking._client(ensure_store(root)).get_run(run_id).info.status == "FAILED"
+    assert open_client(ensure_store(root)).get_run(run_id).info.status == "FAILED"
 
 
 # --- Sweeps
@@ -597,19 +547,19 @@ def test_run_of_a_sweep_has_its_run_as_parent(root: Path, tmp_path: Path) -> Non
     parents = {}
     for name, of in {"job": "a-sweep", "plain": "", "stray": "another"}.items():
         (tmp_path / name).mkdir()
-        run = MlflowRun(root, "sweeps", name, tmp_path / name, of)
+        run = MlflowRun.open(root, "sweeps", name, RunFolder(tmp_path / name), of)
         run.close()
-        parents[name] = run._client.get_run(run.run_id).data.tags.get("mlflow.parentRunId")
+        parents[name] = run.client.get_run(run.run_id).data.tags.get("mlflow.parentRunId")
     assert parents["plain"] is parents["stray"] is None
-    found = run._client.get_run(parents["job"])
+    found = run.client.get_run(parents["job"])
     assert (found.info.run_name, found.info.status) == ("sweep.a-sweep", "RUNNING")
     assert found.data.params == {"a": "1,2", "b": "[1,2]"}
     sweep.close(Status.FAILED)
-    assert run._client.get_run(parents["job"]).info.status == "FAILED"
+    assert run.client.get_run(parents["job"]).info.status == "FAILED"
     again = SweepRun(root, "sweeps", "a-sweep", ["a=3"])
-    assert run._client.get_run(parents["job"]).info.status == "RUNNING"
+    assert run.client.get_run(parents["job"]).info.status == "RUNNING"
     again.close(Status.FINISHED)
-    found = run._client.get_run(parents["job"])
+    found = run.client.get_run(parents["job"])
     assert (found.info.status, found.data.params["a"]) == ("FINISHED", "1,2")
 
 
@@ -619,7 +569,7 @@ def test_sweep_whose_own_run_fails_goes_on(
     def locked(_: Path) -> None:
         raise sqlite3.OperationalError("database is locked")
 
-    monkeypatch.setattr(tracking, "ensure_store", locked)
+    monkeypatch.setattr(mlflow, "ensure_store", locked)
     SweepRun(root, "sweeps", "locked", []).close(Status.FINISHED)
     (record,) = caplog.records
     assert record.getMessage() == (
@@ -639,14 +589,16 @@ def test_track_needs_a_run(tmp_path: Path) -> None:
 JOB = """
 import logging, sys, time
 from pathlib import Path
-import textdistill.runs.tracking as tracking
+from textdistill.runs.folder import RunFolder
+from textdistill.runs.mlflow import open_client
+from textdistill.runs.tracker import Tracking, open_tracker
 root, name = Path(sys.argv[1]), sys.argv[2]
 logging.basicConfig(level=logging.INFO, stream=sys.stderr)  # as Hydra sets it
-tracking._client("sqlite://")  # the import, done before the start signal
+open_client("sqlite://")  # the import, done before the start signal
 (root / name).mkdir()
 while not (root / "go").exists():
     time.sleep(0.001)
-tracker = tracking.open_tracker(tracking.Tracking.mlflow, root / name, root, "parallel", name)
+tracker = open_tracker(Tracking.mlflow, RunFolder(root / name), root, "parallel", name)
 tracker.log_metrics({"loss": 1.0}, 1)
 tracker.close()
 from mlflow.telemetry.utils import is_telemetry_disabled
@@ -677,7 +629,7 @@ def test_two_jobs_start_at_once_on_a_fresh_root(tmp_path: Path) -> None:
     assert [job.returncode for job in jobs] == [0, 0], errors
     assert errors == ["", ""]
 
-    client = tracking._client(ensure_store(tmp_path))
+    client = open_client(ensure_store(tmp_path))
     (experiment,) = [e for e in client.search_experiments() if e.name == "parallel"]
     runs = client.search_runs([experiment.experiment_id])
     assert sorted(run.info.run_name for run in runs) == names
