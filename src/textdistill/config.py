@@ -173,9 +173,10 @@ class Sweep(Callback):
 def compose(*overrides: str) -> RunConfig:
     """The configuration that ``textdistill distill`` would run with these overrides.
 
-    >>> config = compose("data.task_name=sst2", "train.max_steps=200")
-    >>> config.train.max_steps, config.evaluate.task_name
-    (200, 'sst2')
+    Examples:
+        >>> config = compose("data.task_name=sst2", "train.max_steps=200")
+        >>> config.train.max_steps, config.evaluate.task_name
+        (200, 'sst2')
 
     Args:
         *overrides: as on the command line: ``"data.task_name=sst2"``, ``"experiment=reference"``.

@@ -55,11 +55,13 @@ def distill(config: RunConfig, composed: Mapping[str, str] | None = None) -> Res
     ``checkpoints/``, ``distilled/`` (the best set) and ``results.json``. With ``train.resume`` an interrupted run
     in it goes on, and ends as if it had not been interrupted.
 
-    >>> from textdistill import compose
-    >>> data = ["data.task_name=mine", "data.path=reviews.csv", "data.text_columns=[text]", "data.label_column=label"]
-    >>> results = distill(compose(*data, "train.max_steps=200", "base.save_dir=save/reviews"))
-    >>> sorted(results["metrics"])
-    ['accuracy', 'loss']
+    Examples:
+        >>> from textdistill import compose
+        >>> data = ["data.task_name=mine", "data.path=reviews.csv"]
+        >>> data += ["data.text_columns=[text]", "data.label_column=label"]
+        >>> results = distill(compose(*data, "train.max_steps=200", "base.save_dir=save/reviews"))
+        >>> sorted(results["metrics"])
+        ['accuracy', 'loss']
 
     Under ``torchrun`` every process calls this; process 0 writes.
 
@@ -245,10 +247,12 @@ def evaluate(distilled_dir: str | Path, config: RunConfig) -> Results:
 
     With another encoder than the set was made for, attention labels are left out where layers or heads differ.
 
-    >>> from textdistill import compose
-    >>> data = ["data.task_name=mine", "data.path=reviews.csv", "data.text_columns=[text]", "data.label_column=label"]
-    >>> evaluate("DISTILLED_DIR", compose(*data, "evaluate.n_eval_model=2"))["metrics"]["accuracy"]["n"]
-    2
+    Examples:
+        >>> from textdistill import compose
+        >>> data = ["data.task_name=mine", "data.path=reviews.csv"]
+        >>> data += ["data.text_columns=[text]", "data.label_column=label"]
+        >>> evaluate("DISTILLED_DIR", compose(*data, "evaluate.n_eval_model=2"))["metrics"]["accuracy"]["n"]
+        2
 
     Raises:
         ValueError: the set does not fit the data or the model.
@@ -270,11 +274,13 @@ def evaluate(distilled_dir: str | Path, config: RunConfig) -> Results:
 def baseline(kind: str, config: RunConfig, training: Training = Training.inner_loop) -> Results:
     """Scores a baseline on the reported split and writes ``results.json`` to the run folder.
 
-    >>> from textdistill import compose
-    >>> data = ["data.task_name=mine", "data.path=reviews.csv", "data.text_columns=[text]", "data.label_column=label"]
-    >>> results = baseline("random", compose(*data, "distilled_data.data_per_label=2"))
-    >>> results["data_per_label"]
-    2
+    Examples:
+        >>> from textdistill import compose
+        >>> data = ["data.task_name=mine", "data.path=reviews.csv"]
+        >>> data += ["data.text_columns=[text]", "data.label_column=label"]
+        >>> results = baseline("random", compose(*data, "distilled_data.data_per_label=2"))
+        >>> results["data_per_label"]
+        2
 
     Args:
         kind: ``full``, ``random``, ``k-centers`` or ``herding``; a coreset has as many samples as the distilled set
@@ -324,8 +330,9 @@ def finetune(
 
     The model is learner 0 of ``evaluate`` with ``base.seed=seed``.
 
-    >>> finetune("DISTILLED_DIR", "model")["output"]
-    'model'
+    Examples:
+        >>> finetune("DISTILLED_DIR", "model")["output"]
+        'model'
 
     Args:
         distilled_dir: folder or hub id of the set.
@@ -390,9 +397,10 @@ def report(paths: Sequence[str | Path], form: Format = Format.markdown) -> str:
 def show(distilled_dir: str | Path, nearest: int = 3, positions: int = 8) -> dict[str, Any]:
     """What a saved set holds, as data.
 
-    >>> found = show("DISTILLED_DIR")
-    >>> found["card"]["class_names"]
-    ['negative', 'positive']
+    Examples:
+        >>> found = show("DISTILLED_DIR")
+        >>> found["card"]["class_names"]
+        ['negative', 'positive']
 
     Args:
         distilled_dir: folder or hub id of the set.

@@ -62,12 +62,13 @@ class DistilledDataset:
     exp (lr_scales, attention labels with learned weights) or nothing (embeddings, unrestricted labels), so learning
     rates and weights stay positive and probabilities sum to 1 by construction.
 
-    >>> distilled = DistilledDataset.from_pretrained("DISTILLED_DIR")
-    >>> distilled.labels.shape == (len(distilled), len(distilled.metadata.class_names))
-    True
-    >>> model = distilled.finetune()
-    >>> model.config.id2label
-    {0: 'negative', 1: 'positive'}
+    Examples:
+        >>> distilled = DistilledDataset.from_pretrained("DISTILLED_DIR")
+        >>> distilled.labels.shape == (len(distilled), len(distilled.metadata.class_names))
+        True
+        >>> model = distilled.finetune()
+        >>> model.config.id2label
+        {0: 'negative', 1: 'positive'}
 
     Attributes:
         raw: ``inputs_embeds`` (N, L, D), ``labels`` (N, C), ``lr`` (T,) or a scalar; ``lr_scales`` (T, P) or (P,)
