@@ -32,7 +32,7 @@ from benchmarks.measure import Row, alternate, arguments, fresh, median, memory,
 from benchmarks.report import record
 from benchmarks.workload import CLASS_NAMES, OurStep, configure, real_splits
 from textdistill.data.batches import train_batches
-from textdistill.distilled.dataset import DistilledDataset
+from textdistill.distilled.initial import initial_set
 from textdistill.distilled.spec import SetMetadata, model_metadata
 from textdistill.method.learner import Learner, ModelConfig
 
@@ -75,7 +75,7 @@ def measured(model: str, folder: Path) -> Row:
     started = time.perf_counter()
     train = real_splits(config, learner)["train"]
     metadata = SetMetadata(config.data.task_name, CLASS_NAMES, model_metadata(learner))
-    distilled = DistilledDataset.create(config.distilled_data, config.learner_train, metadata, learner, train, seed)
+    distilled = initial_set(config.distilled_data, config.learner_train, metadata, learner, train, seed)
     next(train_batches(train, size, seed, 0))
     found = {"start_up": time.perf_counter() - started, "peak_mb": memory("VmHWM")}
 

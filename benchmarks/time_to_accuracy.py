@@ -29,6 +29,7 @@ from textdistill.config import RunConfig
 from textdistill.core.processes import Processes
 from textdistill.data.tokens import TokenizedSplit
 from textdistill.distilled.dataset import DistilledDataset
+from textdistill.distilled.initial import initial_set
 from textdistill.distilled.spec import SetMetadata, model_metadata
 from textdistill.evaluation.scoring import score, trained_on
 from textdistill.method.learner import Learner
@@ -106,9 +107,7 @@ def ours(setting: Setting, seed: int) -> Row:
     config = configure(setting.model, *setting.common(seed))
     learner, splits = prepared(config)
     metadata = SetMetadata(config.data.task_name, CLASS_NAMES, model_metadata(learner))
-    distilled = DistilledDataset.create(
-        config.distilled_data, config.learner_train, metadata, learner, splits["train"], seed
-    )
+    distilled = initial_set(config.distilled_data, config.learner_train, metadata, learner, splits["train"], seed)
     clock = Clock(setting.heads, config, learner, splits["validation"])
 
     def validate(candidate: DistilledDataset) -> dict[str, float]:

@@ -14,6 +14,7 @@ from textdistill.core.seeding import generator, stream_seed
 from textdistill.data.task import TASKS, load_task
 from textdistill.data.tokens import TokenizedSplit, tokenize
 from textdistill.distilled.dataset import DistilledDataset
+from textdistill.distilled.initial import initial_set
 from textdistill.distilled.spec import Init, SetMetadata, model_metadata
 from textdistill.method.learner import Learner
 from textdistill.training.trainer import make_optimizer, outer_step
@@ -34,15 +35,13 @@ def noise_set(config: RunConfig, learner: Learner) -> DistilledDataset:
     shape = replace(config.distilled_data, init=Init.noise)
     no_texts: TokenizedSplit = None  # type: ignore[assignment]
     metadata = SetMetadata(config.data.task_name, CLASS_NAMES, model_metadata(learner))
-    return DistilledDataset.create(shape, config.learner_train, metadata, learner, no_texts, config.base.seed)
+    return initial_set(shape, config.learner_train, metadata, learner, no_texts, config.base.seed)
 
 
 def real_set(config: RunConfig, learner: Learner, train: TokenizedSplit) -> DistilledDataset:
     """The distilled set that a run starts with."""
     metadata = SetMetadata(config.data.task_name, CLASS_NAMES, model_metadata(learner))
-    return DistilledDataset.create(
-        config.distilled_data, config.learner_train, metadata, learner, train, config.base.seed
-    )
+    return initial_set(config.distilled_data, config.learner_train, metadata, learner, train, config.base.seed)
 
 
 def made_up_batch(config: RunConfig, learner: Learner, tokens: int) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ from textdistill.core.precision import Precision
 from textdistill.core.processes import Processes
 from textdistill.data.task import load_task
 from textdistill.data.tokens import TokenizedSplit, tokenize
-from textdistill.distilled.dataset import MASKED_LOGIT
+from textdistill.distilled.initial import MASKED_LOGIT
 from textdistill.distilled.spec import AttentionLabelWeight
 from textdistill.evaluation.scoring import score, trained_on
 from textdistill.method.learner import Learner

@@ -24,6 +24,7 @@ from textdistill.cli.main import main
 from textdistill.core.processes import Processes
 from textdistill.data.tokens import TokenizedSplit
 from textdistill.distilled.dataset import DistilledDataset
+from textdistill.distilled.initial import initial_set
 from textdistill.distilled.spec import (
     DistilledDataConfig,
     Init,
@@ -166,7 +167,7 @@ def gradients(model: Path, ranks: range, count: int) -> dict[str, Tensor]:
         attention_label_type=AttentionLabelType.cls, seq_length=7, label_type=LabelType.unrestricted, init=Init.noise
     )
     metadata = SetMetadata("toy", CLASS_NAMES, model_metadata(learner))
-    distilled = DistilledDataset.create(config, LearnerTrainConfig(train_step=2), metadata, learner, None, 0)
+    distilled = initial_set(config, LearnerTrainConfig(train_step=2), metadata, learner, None, 0)
     settings = TrainConfig(heads_per_step=2, max_grad_norm=None)
     random = torch.Generator().manual_seed(0)
     ids = torch.randint(5, 40, (2, count, 6, 9), generator=random)

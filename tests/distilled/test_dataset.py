@@ -26,7 +26,9 @@ from tests.support.words import CLASS_NAMES, VOCABULARY
 from textdistill.core.seeding import stream_seed
 from textdistill.data.tokens import TokenizedSplit
 from textdistill.distilled import hub, storage
+from textdistill.distilled.adapt import adapt_to, check_fits
 from textdistill.distilled.dataset import DistilledDataset
+from textdistill.distilled.initial import initial_set
 from textdistill.distilled.spec import (
     AttentionLabelWeight,
     DistilledDataConfig,
@@ -52,7 +54,7 @@ def create(
 ) -> DistilledDataset:
     config = DistilledDataConfig(**(SMALL | kwargs))
     metadata = SetMetadata("toy", CLASS_NAMES, model_metadata(learner))
-    return DistilledDataset.create(config, LearnerTrainConfig(steps, batch_size), metadata, learner, split, seed)
+    return initial_set(config, LearnerTrainConfig(steps, batch_size), metadata, learner, split, seed)
 
 
 # --- the set before training
@@ -481,7 +483,7 @@ WRONG: list[tuple[str, Any, str]] = [
     ("model.parameters", "weight", "model.parameters must be a list, got 'weight'"),
     ("model.parameters", ["weight"], "tensors of a distilled set must have shapes"),
     ("model.extra", 1, "model must have the keys"),
-    ("extra", 1, "the card must have the keys"),
+    ("extra", 1, "the file must have the keys"),
     ("data", None, "data must be an object, got None"),
     ("provenance", [], "provenance must be an object, got []"),
     ("distilled_data", None, "distilled_data must be an object, got None"),
@@ -620,7 +622,7 @@ def test_shared_names_no_place_and_changes_nothing_else(caplog: pytest.LogCaptur
     )
     assert shared.config.pretrained_data_path is None
     assert all(torch.equal(shared.raw[name], tensor) for name, tensor in distilled.raw.items())
-    assert "names the model tiny: /home/me/models/tiny is a folder of this machine" in caplog.text
+    assert "name the model tiny: /home/me/models/tiny is a folder of this machine" in caplog.text
     assert distilled.metadata.task == "/home/me/tasks/mine"
 
 
@@ -759,12 +761,12 @@ def test_a_learner_of_another_shape_is_refused(
     other = Learner(ModelConfig(model_name=name), class_names)
     distilled = create(tiny_learner32, toy_split, attention_label_type=CLS)
     with pytest.raises(ValueError, match=re.escape(message.format(name=name))):
-        distilled.check(other)
+        check_fits(distilled, other)
     if what in ("depth", "heads"):  # these matter to attention labels only
-        create(tiny_learner32, toy_split, lr_for_parameter=False).check(other)
+        check_fits(create(tiny_learner32, toy_split, lr_for_parameter=False), other)
         distilled.raw["lr_scales"].data += torch.randn(1, len(tiny_learner32.trainable))
-        adapted = distilled.adapt_to(other)
-        adapted.check(other)
+        adapted = adapt_to(distilled, other)
+        check_fits(adapted, other)
         assert adapted.config.attention_label_type is AttentionLabelType.none
         assert adapted.config.lr_for_parameter is (what == "heads")
         # Another depth has other parameters.
@@ -773,7 +775,7 @@ def test_a_learner_of_another_shape_is_refused(
         assert distilled.raw.keys() >= left_out
         torch.testing.assert_close(adapted.lr, distilled.lr)
     else:
-        assert distilled.adapt_to(other) is distilled
+        assert adapt_to(distilled, other) is distilled
         with pytest.raises(ValueError, match=re.escape(message.format(name=name))):
             distilled.finetune(other)
 

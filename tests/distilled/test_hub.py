@@ -27,6 +27,7 @@ from textdistill.commands import verbs as commands
 from textdistill.config import compose
 from textdistill.data.tokens import TokenizedSplit
 from textdistill.distilled.dataset import DistilledDataset
+from textdistill.distilled.initial import initial_set
 from textdistill.distilled.spec import DistilledDataConfig, LearnerTrainConfig, SetMetadata, model_metadata
 from textdistill.method.attention import AttentionLabelType
 from textdistill.method.learner import Learner
@@ -39,7 +40,7 @@ FILES = {"distilled.safetensors", "config.json", "README.md"}
 def distilled(tiny_learner32: Learner, toy_split: TokenizedSplit) -> DistilledDataset:
     config = DistilledDataConfig(attention_label_type=AttentionLabelType.cls, seq_length=5)
     metadata = SetMetadata("toy", CLASS_NAMES, model_metadata(tiny_learner32))
-    return DistilledDataset.create(config, LearnerTrainConfig(), metadata, tiny_learner32, toy_split, seed=0)
+    return initial_set(config, LearnerTrainConfig(), metadata, tiny_learner32, toy_split, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +143,7 @@ def test_nothing_of_this_machine_is_pushed(
     for name, data in hub.repositories[REPO].files().items():
         for place in (run.parents[1], tiny_bert.parents[1], toy_data.parent):
             assert str(place).encode() not in data, name
-    assert f"the card to share names the model tiny-bert: {tiny_bert} is a folder of this machine" in caplog.text
+    assert f"the metadata to share name the model tiny-bert: {tiny_bert} is a folder of this machine" in caplog.text
 
     card = json.loads(hub.repositories[REPO].files()["config.json"])
     assert card["model"]["name"] == "tiny-bert"

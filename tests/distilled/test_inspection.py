@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from tests.support.words import CLASS_NAMES
 from textdistill.data.tokens import TokenizedSplit
 from textdistill.distilled.dataset import DistilledDataset
+from textdistill.distilled.initial import initial_set
 from textdistill.distilled.inspection import find_anomalies, nearest_tokens, own_attention, strongest_labels
 from textdistill.distilled.spec import (
     AttentionLabelWeight,
@@ -35,15 +36,13 @@ def real(tiny_learner: Learner, toy_split: TokenizedSplit) -> DistilledDataset:
         attention_label_type=AttentionLabelType.all,
     )
     metadata = SetMetadata("toy", CLASS_NAMES, model_metadata(tiny_learner))
-    return DistilledDataset.create(config, LearnerTrainConfig(), metadata, tiny_learner, toy_split, seed=0)
+    return initial_set(config, LearnerTrainConfig(), metadata, tiny_learner, toy_split, seed=0)
 
 
 def plain(learner: Learner, split: TokenizedSplit, **config: Any) -> DistilledDataset:
     config = {"seq_length": 4, "init": Init.real} | config
     metadata = SetMetadata("toy", CLASS_NAMES, model_metadata(learner))
-    return DistilledDataset.create(
-        DistilledDataConfig(**config), LearnerTrainConfig(), metadata, learner, split, seed=0
-    )
+    return initial_set(DistilledDataConfig(**config), LearnerTrainConfig(), metadata, learner, split, seed=0)
 
 
 def point(distilled: DistilledDataset, place: tuple[int, ...], key: int, logit: float) -> None:

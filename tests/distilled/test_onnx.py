@@ -13,7 +13,7 @@ from tests.support.words import CLASS_NAMES
 from textdistill.commands.verbs import finetune
 from textdistill.data.tokens import TokenizedSplit
 from textdistill.distilled import onnx as export
-from textdistill.distilled.dataset import DistilledDataset
+from textdistill.distilled.initial import initial_set
 from textdistill.distilled.spec import DistilledDataConfig, LearnerTrainConfig, SetMetadata, model_metadata
 from textdistill.method.attention import AttentionLabelType
 from textdistill.method.learner import Learner
@@ -23,7 +23,7 @@ from textdistill.method.learner import Learner
 def folder(tiny_learner32: Learner, toy_split: TokenizedSplit, tmp_path: Path) -> Path:
     config = DistilledDataConfig(attention_label_type=AttentionLabelType.cls, seq_length=5)
     metadata = SetMetadata("toy", CLASS_NAMES, model_metadata(tiny_learner32))
-    distilled = DistilledDataset.create(config, LearnerTrainConfig(), metadata, tiny_learner32, toy_split, seed=0)
+    distilled = initial_set(config, LearnerTrainConfig(), metadata, tiny_learner32, toy_split, seed=0)
     distilled.save_pretrained(tmp_path / "set")
     return tmp_path / "set"
 

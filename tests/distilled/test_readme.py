@@ -1,7 +1,8 @@
-"""What a set says of itself: the README, whatever the card holds, and a card without places."""
+"""The README of a set, whatever its metadata hold."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from html import escape
 from typing import Any
 
@@ -9,21 +10,30 @@ import pytest
 import yaml
 from markdown_it import MarkdownIt
 
-from textdistill.distilled.readme import CITATION, drop_local_paths, readme
+from textdistill.distilled.readme import CITATION, readme
+from textdistill.distilled.saving import drop_local_paths
+from textdistill.distilled.spec import (
+    DistilledDataConfig,
+    LabelType,
+    LearnerTrainConfig,
+    ModelMetadata,
+    SetMetadata,
+    SetSpec,
+)
+from textdistill.method.attention import AttentionLabelType
 
 SHAPES = {"inputs_embeds": (2, 8, 16), "labels": (2, 2), "lr": (3,), "attention_labels": (2, 2, 4, 1, 8)}
 
 
-def a_card(name: str = "NAME", **provenance: Any) -> dict[str, Any]:
-    """What config.json says of a run's set; every name in it is ``name``."""
-    return {
-        "distilled_data": {"seq_length": 8, "label_type": "soft", "attention_label_type": "cls"},
-        "learner_train": {"train_step": 3, "batch_size_per_label": 1},
-        "task": name,
-        "class_names": [name, "other"],
-        "model": {"name": name, "revision": name, "embedding_size": 16, "num_layers": 2, "num_heads": 4},
-        "data": {"protocol": name, "fingerprint": name},
-        "provenance": {
+def a_spec(name: str = "NAME", **provenance: Any) -> SetSpec:
+    """Settings and metadata of a run's set; every name in them is ``name``."""
+    config = DistilledDataConfig(seq_length=8, label_type=LabelType.soft, attention_label_type=AttentionLabelType.cls)
+    metadata = SetMetadata(
+        task=name,
+        class_names=(name, "other"),
+        model=ModelMetadata(name, revision=name, embedding_size=16, num_layers=2, num_heads=4, parameters=()),
+        data={"protocol": name, "fingerprint": name},
+        provenance={
             "seed": 42,
             "outer_steps": 1600,
             "versions": {name: name},
@@ -31,7 +41,12 @@ def a_card(name: str = "NAME", **provenance: Any) -> dict[str, Any]:
             "splits": {"test": {"source": name, "rows": 7600}},
             **provenance,
         },
-    }
+    )
+    return SetSpec(config, LearnerTrainConfig(train_step=3), metadata)
+
+
+def changed(spec: SetSpec, **changes: Any) -> SetSpec:
+    return spec._replace(metadata=replace(spec.metadata, **changes))
 
 
 def rendered(text: str) -> str:
@@ -45,7 +60,7 @@ def metadata(text: str) -> Any:
 
 
 def test_readme_of_a_run() -> None:
-    text = readme(a_card(license="cc-by-4.0"), SHAPES, "owner/name")
+    text = readme(a_spec(license="cc-by-4.0"), SHAPES, "owner/name")
     assert metadata(text) == {
         "license": "cc-by-4.0",
         "task_categories": ["text-classification"],
@@ -67,7 +82,7 @@ def test_readme_of_a_run() -> None:
 
 @pytest.mark.parametrize("license_id", [None, "", "MIT", "mit\nviewer: true", "a: b", ["mit"], 3])
 def test_licence_that_is_none(license_id: Any) -> None:
-    text = readme(a_card(license=license_id), SHAPES, "PATH")
+    text = readme(a_spec(license=license_id), SHAPES, "PATH")
     assert metadata(text)["license"] == "unknown"
     assert "## Licence\n\nThe maker of this set names none." in text
 
@@ -90,11 +105,11 @@ NAMES = [
 
 @pytest.mark.parametrize("name", NAMES)
 def test_names_are_shown_and_obeyed_by_none(name: str) -> None:
-    text = readme(a_card(name), SHAPES, "PATH")
+    text = readme(a_spec(name), SHAPES, "PATH")
     assert text.count("---\n") == 2
-    assert metadata(text) == metadata(readme(a_card(), SHAPES, "PATH"))
+    assert metadata(text) == metadata(readme(a_spec(), SHAPES, "PATH"))
     shown = " ".join("".join(c if c.isprintable() else " " for c in name[:200]).split())
-    expected = rendered(readme(a_card(), SHAPES, "PATH")).replace("NAME", escape(shown))
+    expected = rendered(readme(a_spec(), SHAPES, "PATH")).replace("NAME", escape(shown))
     assert rendered(text) == expected
 
 
@@ -113,21 +128,20 @@ def test_names_are_shown_and_obeyed_by_none(name: str) -> None:
     ],
 )
 def test_scores_of_another_form_are_left_out(provenance: dict[str, Any]) -> None:
-    text = readme(a_card(**provenance), SHAPES, "PATH")
-    assert "## Scores\n\nThe card states none.\n" in text
+    text = readme(a_spec(**provenance), SHAPES, "PATH")
+    assert "## Scores\n\nThe metadata state none.\n" in text
     assert "- seed: 42" in text
 
 
-def test_readme_of_a_card_that_knows_nothing() -> None:
-    card = a_card() | {"data": {}, "provenance": {"versions": "1.0"}}
-    card["model"] |= {"revision": None}
-    text = readme(card, SHAPES, "PATH")
+def test_readme_of_metadata_that_know_nothing() -> None:
+    spec = a_spec()
+    model = replace(spec.metadata.model, revision=None)
+    text = readme(changed(spec, data={}, provenance={"versions": "1.0"}, model=model), SHAPES, "PATH")
     assert "## Provenance\n\n- model: NAME\n\n## Licence" in text
 
 
 def test_many_classes_are_not_all_named() -> None:
-    card = a_card() | {"class_names": [f"c{i}" for i in range(1000)]}
-    text = readme(card, SHAPES, "PATH")
+    text = readme(changed(a_spec(), class_names=tuple(f"c{i}" for i in range(1000))), SHAPES, "PATH")
     assert "classifier of 1000 classes (c0, c1, " in text
     assert "c19, ...)." in text
 

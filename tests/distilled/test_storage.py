@@ -24,13 +24,9 @@ from hypothesis import strategies as st
 
 from textdistill.core.files import replacing
 from textdistill.distilled import hub, storage
-from textdistill.distilled.storage import (
-    is_reference_folder,
-    load_folder,
-    load_reference,
-    parse,
-    save_folder,
-)
+from textdistill.distilled.reference_format import is_reference_folder, load_reference
+from textdistill.distilled.storage import load_folder, save_folder
+from textdistill.distilled.untrusted import parse
 
 FILES = {"distilled.safetensors", "config.json", "README.md"}
 

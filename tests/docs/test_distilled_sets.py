@@ -16,7 +16,8 @@ from tests.support.words import CLASS_NAMES
 from textdistill.cli import main as cli
 from textdistill.core.seeding import stream_seed
 from textdistill.data.tokens import TokenizedSplit
-from textdistill.distilled.dataset import DistilledDataset
+from textdistill.distilled.adapt import train_learner
+from textdistill.distilled.initial import initial_set
 from textdistill.distilled.spec import DistilledDataConfig, LabelType, LearnerTrainConfig, SetMetadata, model_metadata
 from textdistill.method.learner import Learner, Params
 
@@ -56,7 +57,7 @@ def test_blocks(
         lr_init=0.3,
     )
     metadata = SetMetadata("toy", CLASS_NAMES, model_metadata(tiny_learner32))
-    made = DistilledDataset.create(config, LearnerTrainConfig(3), metadata, tiny_learner32, toy_split, seed=0)
+    made = initial_set(config, LearnerTrainConfig(3), metadata, tiny_learner32, toy_split, seed=0)
     if lr_for_step:
         made.raw["lr"].data += torch.tensor([0.0, -1.0, 1.0])
     if lr_for_parameter:
@@ -80,7 +81,7 @@ def test_blocks(
             assert command == "textdistill"
             cli.main(arguments)
 
-    expected = made.train(tiny_learner32, 42, "evaluation", 0)
+    expected = train_learner(made, tiny_learner32, 42, "evaluation", 0)
     assert not torch.allclose(expected["classifier.weight"], head["classifier.weight"], atol=1e-3)
     for name in ("model", "ordinary", "another"):
         assert_same(names[name], expected)

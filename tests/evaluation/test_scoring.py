@@ -14,7 +14,7 @@ from tests.support.words import CLASS_NAMES
 from textdistill.core.precision import Precision
 from textdistill.core.processes import Processes
 from textdistill.data.tokens import TokenizedSplit
-from textdistill.distilled.dataset import DistilledDataset
+from textdistill.distilled.initial import initial_set
 from textdistill.distilled.spec import DistilledDataConfig, LearnerTrainConfig, SetMetadata, model_metadata
 from textdistill.evaluation import scoring as evaluation
 from textdistill.evaluation.scoring import EvaluateConfig, LearnerFactory, metrics, score, trained_on
@@ -26,7 +26,7 @@ def trained_learners(learner: Learner, split: TokenizedSplit) -> LearnerFactory:
     """Learners of a distilled set whose steps matter and draw their samples at random."""
     config = DistilledDataConfig(data_per_label=2, seq_length=4, lr_init=1.0, fix_order=False)
     metadata = SetMetadata("toy", CLASS_NAMES, model_metadata(learner))
-    distilled = DistilledDataset.create(config, LearnerTrainConfig(train_step=2), metadata, learner, split, seed=0)
+    distilled = initial_set(config, LearnerTrainConfig(train_step=2), metadata, learner, split, seed=0)
     return trained_on(distilled, learner, 0, "evaluation")
 
 
@@ -54,7 +54,7 @@ def test_every_learner_has_a_head_and_an_order_of_its_own(
     tiny_learner: Learner, toy_split: TokenizedSplit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = lambda _, params, batches: params | {"read": batches[0].inputs_embeds}  # noqa: E731
-    monkeypatch.setattr("textdistill.distilled.dataset.fine_tune", read)
+    monkeypatch.setattr("textdistill.distilled.adapt.fine_tune", read)
     trained = trained_learners(tiny_learner, toy_split)
     first, second = trained(0), trained(1)
     different = {name for name in first if not torch.equal(first[name], second[name])}
@@ -63,7 +63,7 @@ def test_every_learner_has_a_head_and_an_order_of_its_own(
 
 def test_learners_have_streams_of_their_own(tiny_learner: Learner, toy_split: TokenizedSplit) -> None:
     config, metadata = DistilledDataConfig(seq_length=4), SetMetadata("toy", CLASS_NAMES, model_metadata(tiny_learner))
-    distilled = DistilledDataset.create(config, LearnerTrainConfig(), metadata, tiny_learner, toy_split, seed=0)
+    distilled = initial_set(config, LearnerTrainConfig(), metadata, tiny_learner, toy_split, seed=0)
     heads = [
         trained_on(distilled, tiny_learner, seed, purpose)(0)["classifier.weight"]
         for seed, purpose in ((0, "evaluation"), (1, "evaluation"), (0, "validation"))

@@ -28,7 +28,7 @@ from transformers import (
 
 from tests.support.models import tiny_bert_config
 from tests.support.words import CLASS_NAMES, VOCABULARY
-from textdistill.distilled.dataset import MASKED_LOGIT
+from textdistill.distilled.initial import MASKED_LOGIT
 from textdistill.method import learner as learner_module
 from textdistill.method.attention import AttentionLabelType
 from textdistill.method.hypergradient import Estimator, Hypergradient, hypergradient

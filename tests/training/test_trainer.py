@@ -23,6 +23,7 @@ from textdistill.data.batches import train_batches
 from textdistill.data.task import DataConfig, load_task
 from textdistill.data.tokens import TokenizedSplit, tokenize
 from textdistill.distilled.dataset import DistilledDataset
+from textdistill.distilled.initial import initial_set
 from textdistill.distilled.spec import (
     DistilledDataConfig,
     Init,
@@ -111,7 +112,7 @@ def flat(distilled: DistilledDataset) -> dict[str, float]:
 def create(learner: Learner, split: TokenizedSplit, train_step: int = 1, **config: Any) -> DistilledDataset:
     data = DistilledDataConfig(**({"seq_length": 4} | config))
     inner_config = LearnerTrainConfig(train_step=train_step)
-    return DistilledDataset.create(
+    return initial_set(
         data, inner_config, SetMetadata("toy", CLASS_NAMES, model_metadata(learner)), learner, split, seed=0
     )
 
@@ -988,7 +989,7 @@ def test_distilled_beats_random_real_samples(
     config = TrainConfig(max_steps=30, val_steps=15, lr_inputs_embeds=0.1, save_ckpt_dir=str(tmp_path))
     distilled_accuracy, random_accuracy = [], []
     for seed in range(5):
-        distilled = DistilledDataset.create(
+        distilled = initial_set(
             shape, inner, SetMetadata("toy", CLASS_NAMES, model_metadata(learner)), learner, splits["train"], seed
         )
 

@@ -23,7 +23,9 @@ from textdistill.core.precision import Precision
 from textdistill.core.processes import Processes
 from textdistill.data.task import TextTask, load_task
 from textdistill.data.tokens import TokenizedSplit, tokenize
+from textdistill.distilled.adapt import adapt_to, check_fits
 from textdistill.distilled.dataset import DistilledDataset
+from textdistill.distilled.initial import initial_set
 from textdistill.distilled.inspection import find_anomalies, nearest_tokens, strongest_labels
 from textdistill.distilled.onnx import ONNX_FILE, check_onnx, to_onnx
 from textdistill.distilled.spec import SetMetadata, model_metadata
@@ -260,7 +262,7 @@ def evaluate(distilled_dir: str | Path, config: RunConfig) -> Results:
     """
     distilled = DistilledDataset.from_pretrained(distilled_dir)
     bench = _Bench(config)
-    distilled = distilled.adapt_to(bench.learner)
+    distilled = adapt_to(distilled, bench.learner)
     _check_classes(distilled, bench)
     distilled.to(bench.learner.device)
     started = time.monotonic()
@@ -434,7 +436,7 @@ def show(distilled_dir: str | Path, nearest: int = 3, positions: int = 8) -> dic
     except OSError as error:
         logger.warning("no nearest tokens: %s cannot be loaded (%s)", card.model.name, error)
         return found
-    distilled.check(learner)
+    check_fits(distilled, learner)
     tokens = nearest_tokens(distilled, learner, nearest, positions)
     return found | {"tokens": [[[near._asdict() for near in at] for at in sample] for sample in tokens]}
 
@@ -535,7 +537,7 @@ def _initial(config: RunConfig, bench: _Bench) -> DistilledDataset:
     """A new set, or the saved one of ``distilled_data.pretrained_data_path``, whose own shape then counts."""
     path = config.distilled_data.pretrained_data_path
     if path is None:
-        return DistilledDataset.create(
+        return initial_set(
             config.distilled_data,
             config.learner_train,
             bench.metadata,
@@ -560,7 +562,7 @@ def _initial(config: RunConfig, bench: _Bench) -> DistilledDataset:
 
 
 def _check_classes(distilled: DistilledDataset, bench: _Bench) -> None:
-    distilled.check(bench.learner)
+    check_fits(distilled, bench.learner)
     names, expected = distilled.metadata.class_names, bench.task.class_names
     # A set in the reference's format does not know its classes.
     if distilled.metadata.task != "unknown" and names != expected:

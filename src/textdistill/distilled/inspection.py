@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from textdistill.core.seeding import stream_seed
+from textdistill.distilled.adapt import train_learner
 from textdistill.distilled.dataset import DistilledDataset
 from textdistill.distilled.spec import LabelType
 from textdistill.method.learner import Learner, Params
@@ -101,7 +102,7 @@ def own_attention(distilled: DistilledDataset, learner: Learner, seed: int, coun
         return torch.cat(found)
 
     before = learner.fresh_params(stream_seed(seed, "head", "evaluation", 0))
-    return rows(before), rows(distilled.train(learner, seed, "evaluation", 0))
+    return rows(before), rows(train_learner(distilled, learner, seed, "evaluation", 0))
 
 
 def find_anomalies(distilled: DistilledDataset) -> list[str]:

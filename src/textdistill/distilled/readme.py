@@ -1,17 +1,16 @@
-"""What a set says of itself: its README.md, and a card without the places of the machine that it was made on."""
+"""The README of a distilled set, which is its card on the hub."""
 
 from __future__ import annotations
 
 import html
 import re
-from collections.abc import Mapping, Sequence
-from pathlib import PurePath
-from typing import Any
+from collections.abc import Mapping
 
-# Keys whose values are folders or files: path, datasets_path, save_dir, data_dir_root, ...
-PATH_KEY = re.compile(r"(.*_)?(path|dir|root)")
-# As the hub spells its identifiers, of which it keeps the list; the README says UNKNOWN where the maker says nothing.
+from textdistill.distilled.spec import SetMetadata, SetSpec
+
+# The form of a licence identifier on the hub. The hub itself checks identifiers against its list.
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")
+# The identifier for a set whose maker states no licence.
 UNKNOWN = "unknown"
 
 CITATION = """\
@@ -26,36 +25,22 @@ CITATION = """\
 """  # noqa: E501
 
 
-def drop_local_paths(value: Any) -> Any:
-    """A value of a card, all the way down, without folders and files of this machine.
+def readme(spec: SetSpec, shapes: Mapping[str, tuple[int, ...]], source: str) -> str:
+    """README.md: a header for the hub, then use, scores, provenance, licence and citation.
 
-    Keys that name a place are left out. A string that is a path, absolute or from ``.`` or ``~``, becomes its last
-    part: the name of a model or a task may be one.
-    """
-    if isinstance(value, Mapping):
-        return {key: drop_local_paths(item) for key, item in value.items() if not PATH_KEY.fullmatch(key)}
-    if isinstance(value, list | tuple):
-        return type(value)(drop_local_paths(item) for item in value)
-    if isinstance(value, str) and (PurePath(value).is_absolute() or value.startswith((".", "~"))):
-        return PurePath(value).name
-    return value
-
-
-def readme(card: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], source: str) -> str:
-    """README.md: metadata that the hub reads, use, scores, provenance, licence, citation.
-
-    A card comes from strangers: whatever it says is shown, on one line, and does nothing else. Its provenance may hold
-    anything; what is not of the form that a run writes is left out.
+    Metadata may come from a stranger. Every name is shown on one line and has no effect as Markdown or HTML. A part of
+    the provenance is left out if it does not have the form that a run writes.
 
     Args:
-        card: what ``config.json`` says.
+        spec: settings and metadata of the set.
         shapes: of the tensors, by name.
-        source: what ``from_pretrained`` takes to load the set.
+        source: the argument of ``from_pretrained`` that loads the set.
 
     """
-    shape, provenance, classes = card["distilled_data"], card["provenance"], card["class_names"]
-    license_id, model = _license(provenance), plain(card["model"]["name"])
-    tensors = "\n".join(f"- `{name}`: {tuple(size)}" for name, size in shapes.items())
+    config, metadata = spec.config, spec.metadata
+    classes = metadata.class_names
+    license_id, model = _license(metadata), plain(metadata.model.name)
+    tensors = "\n".join(f"- `{name}`: {size}" for name, size in shapes.items())
     names = ", ".join(map(plain, classes[:20])) + (", ..." if len(classes) > 20 else "")
     return f"""---
 license: {license_id}
@@ -64,10 +49,10 @@ tags: [dataset-distillation, textdistill]
 viewer: false
 ---
 
-# {plain(card["task"])}, distilled for {model}
+# {plain(metadata.task)}, distilled for {model}
 
-{shapes["labels"][0]} learned samples of {shape["seq_length"]} positions, {shape["label_type"]} labels, attention
-labels {shape["attention_label_type"]}: {card["learner_train"]["train_step"]} gradient step(s) on them make {model} a
+{shapes["labels"][0]} learned samples of {config.seq_length} positions, {config.label_type} labels, attention
+labels {config.attention_label_type}: {spec.inner_config.train_step} gradient step(s) on them make {model} a
 classifier of {len(classes)} classes ({names}).
 
 {tensors}
@@ -88,11 +73,11 @@ model = DistilledDataset.from_pretrained("{source}").finetune()
 
 ## Scores
 
-{_scores(card, source)}
+{_scores(metadata, source)}
 
 ## Provenance
 
-{_facts(card)}
+{_facts(metadata)}
 
 ## Licence
 
@@ -108,13 +93,14 @@ The method:
 
 
 def plain(text: object) -> str:
-    """A name as Markdown that shows it, on one line, and does nothing else."""
+    """A name as Markdown that shows the name on one line and has no other effect."""
     line = " ".join("".join(c if c.isprintable() else " " for c in str(text)[:200]).split())
     return re.sub(r"[\\`*_{}\[\]()#+!|~.:@$^='\"]", r"\\\g<0>", html.escape(line, quote=False))
 
 
-def _license(provenance: Mapping[str, Any]) -> str:
-    stated = provenance.get("license")
+def _license(metadata: SetMetadata) -> str:
+    """The licence that the metadata state, or ``UNKNOWN``."""
+    stated = metadata.provenance.get("license")
     return stated if isinstance(stated, str) and LICENSE.fullmatch(stated) else UNKNOWN
 
 
@@ -127,29 +113,29 @@ def _terms(license_id: str) -> str:
     )
 
 
-def _scores(card: Mapping[str, Any], source: str) -> str:
-    """A table of the scores that a run left in the card."""
-    provenance = card["provenance"]
+def _scores(metadata: SetMetadata, source: str) -> str:
+    """A table of the scores that a run left in the metadata."""
+    provenance = metadata.provenance
     lines = ["| metric | mean | standard deviation | learners |", "| --- | --- | --- | --- |"]
     try:
         for name, score in provenance["scores"].items():
             std = "" if score["std"] is None else f"{score['std']:.4f}"
             lines.append(f"| {plain(name)} | {score['mean']:.4f} | {std} | {score['n']:d} |")
         test = provenance["splits"]["test"]
-        where = f"{test['rows']:,d} rows ({plain(test['source'])}), protocol {plain(card['data']['protocol'])}"
+        rows = f"{test['rows']:,d} rows ({plain(test['source'])}), protocol {plain(metadata.data['protocol'])}"
     except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError):
-        return "The card states none."
-    about = f"On {where}, of learners with fresh heads.\n`textdistill verify {source}` measures them again"
+        return "The metadata state none."
+    about = f"On {rows}, of learners with fresh heads.\n`textdistill verify {source}` measures them again"
     return "\n".join([f"{about} (with `data.path=` where the data are not on the hub).", "", *lines])
 
 
-def _facts(card: Mapping[str, Any]) -> str:
-    """One line for each thing that the card knows of how the set came about."""
-    provenance, model = card["provenance"], card["model"]
+def _facts(metadata: SetMetadata) -> str:
+    """One line for each known fact about the origin of the set."""
+    provenance = metadata.provenance
     facts = {
-        "model": model["name"],
-        "revision of the model": model["revision"],
-        "fingerprint of the data": card["data"].get("fingerprint"),
+        "model": metadata.model.name,
+        "revision of the model": metadata.model.revision,
+        "fingerprint of the data": metadata.data.get("fingerprint"),
         "seed": provenance.get("seed"),
         "outer steps": provenance.get("outer_steps"),
     }

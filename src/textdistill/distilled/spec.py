@@ -1,22 +1,26 @@
-"""What a distilled set is: its settings, its card, the shapes of its tensors, and how files state them."""
+"""What describes a distilled set beside its tensors: settings, metadata, and the shapes that follow from them."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from textdistill.distilled import storage
+from textdistill.distilled.untrusted import brief, parse
 from textdistill.method.attention import AttentionLabelType
 from textdistill.method.learner import Learner
 
 
 class LabelType(StrEnum):
-    """One-hot and fixed; learned through a softmax; or learned and used as they are."""
+    """Kind of the set's labels.
+
+    ``hard`` labels are one-hot and fixed. ``soft`` labels are learned through a softmax. ``unrestricted`` labels are
+    learned and used as they are.
+    """
 
     hard = "hard"
     soft = "soft"
@@ -24,14 +28,14 @@ class LabelType(StrEnum):
 
 
 class Init(StrEnum):
-    """Initial embeddings: standard normal noise (the reference), or embeddings of real training texts."""
+    """Start of the embeddings: standard normal noise (as in the reference), or embeddings of real training texts."""
 
     noise = "noise"
     real = "real"
 
 
 class AttentionLabelWeight(StrEnum):
-    """How much a row of attention labels counts in the attention loss: all alike (the reference), or as learned."""
+    """Weight of a row of attention labels in the attention loss: 1 (as in the reference), or learned."""
 
     equal = "equal"
     learned = "learned"
@@ -39,7 +43,7 @@ class AttentionLabelWeight(StrEnum):
 
 @dataclass
 class DistilledDataConfig:
-    """The shape of the distilled set and how it starts: ``distilled_data.*``."""
+    """Shape, kinds and start of a distilled set: the configuration keys ``distilled_data.*``."""
 
     pretrained_data_path: str | None = None
     data_per_label: int = 1
@@ -73,13 +77,13 @@ class DistilledDataConfig:
 
 @dataclass
 class LearnerTrainConfig:
-    """The inner loop: ``learner_train.*``."""
+    """Number and batch size of the inner steps: the configuration keys ``learner_train.*``."""
 
     train_step: int = 1
     batch_size_per_label: int = 1
 
     def check(self, data: DistilledDataConfig) -> None:
-        """Raises ValueError for a value out of range or at odds with the distilled set's size."""
+        """Raises ValueError for a value that is out of range or does not fit the size of the set, ``data``."""
         if self.train_step < 1:
             raise ValueError(f"learner_train.train_step must be at least 1, got {self.train_step}")
         size, batch = data.data_per_label, self.batch_size_per_label
@@ -101,8 +105,8 @@ class ModelMetadata:
     """The encoder that a set was made for.
 
     Attributes:
-        name: as the user gave it: a model of the hub, or a folder.
-        revision: commit on the hub or checksum of the weights, None where neither is known.
+        name: name of a model on the hub, or its folder, as the user gave it.
+        revision: commit on the hub or checksum of the weights; None if neither is known.
         embedding_size: D.
         num_layers: Y.
         num_heads: H.
@@ -126,49 +130,73 @@ class SetMetadata:
         task: name of the task.
         class_names: C names; sample i has class i % C.
         model: the encoder that it was made for.
-        data: how the data were read (columns, protocol, max_length, fingerprint).
-        provenance: seed, outer steps, versions, scores - whatever the maker wants remembered.
+        data: how the data were read (columns, protocol, max_length, fingerprint), as free JSON.
+        provenance: how the set came about (seed, outer steps, versions, scores), as free JSON.
 
     """
 
     task: str
     class_names: tuple[str, ...]
     model: ModelMetadata
-    data: Mapping[str, Any] = field(default_factory=dict)
-    provenance: Mapping[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
 
 
-@dataclass
-class _File:
+class SetSpec(NamedTuple):
+    """All of a distilled set but its tensors.
+
+    Attributes:
+        config: shape and kinds.
+        inner_config: number and batch size of inner steps.
+        metadata: task, model and provenance.
+
+    """
+
+    config: DistilledDataConfig
+    inner_config: LearnerTrainConfig
+    metadata: SetMetadata
+
+    def check(self, raw: Mapping[str, Tensor]) -> None:
+        """Raises ValueError for a setting out of range, or unless ``raw`` has the tensors that the settings imply."""
+        self.config.check()
+        self.inner_config.check(self.config)
+        shapes = tensor_shapes(self.config, self.inner_config, len(self.metadata.class_names), self.metadata.model)
+        check_shapes(raw, shapes)
+
+    def to_json(self) -> dict[str, object]:
+        """The content of ``config.json``, without the keys that belong to ``storage``."""
+        return {
+            "distilled_data": asdict(self.config),
+            "learner_train": asdict(self.inner_config),
+            "task": self.metadata.task,
+            "class_names": list(self.metadata.class_names),
+            "model": asdict(self.metadata.model),
+            "data": self.metadata.data,
+            "provenance": self.metadata.provenance,
+        }
+
+    @classmethod
+    def from_json(cls, config: Mapping[str, object]) -> SetSpec:
+        """Reads what ``to_json`` returns; raises ValueError for a value of another form."""
+        file = parse(_SetFile, config)
+        metadata = SetMetadata(file.task, file.class_names, file.model, file.data, file.provenance)
+        return cls(file.distilled_data, file.learner_train, metadata)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _SetFile(SetMetadata):
     """config.json, without the keys that belong to ``storage``."""
 
     distilled_data: DistilledDataConfig
     learner_train: LearnerTrainConfig
-    task: str
-    class_names: tuple[str, ...]
-    model: ModelMetadata
-    data: dict[str, Any]
-    provenance: dict[str, Any]
 
     def __post_init__(self) -> None:
         if len(set(self.class_names)) != max(1, len(self.class_names)):
-            raise ValueError(f"class_names must be one or more distinct strings, got {storage.brief(self.class_names)}")
-
-
-@dataclass
-class _ReferenceFile:
-    """config.json of the reference implementation."""
-
-    config: DistilledDataConfig
-    train_config: LearnerTrainConfig
-    num_labels: int
-    hidden_size: int
-    num_layers: int
-    num_heads: int
+            raise ValueError(f"class_names must be one or more distinct strings, got {brief(self.class_names)}")
 
 
 def model_metadata(learner: Learner) -> ModelMetadata:
-    """The metadata of a set that is made for ``learner``."""
+    """The metadata of the model that ``learner`` fine-tunes."""
     return ModelMetadata(
         name=learner.name,
         revision=learner.revision,
@@ -182,7 +210,7 @@ def model_metadata(learner: Learner) -> ModelMetadata:
 def tensor_shapes(
     config: DistilledDataConfig, inner_config: LearnerTrainConfig, num_labels: int, model: ModelMetadata
 ) -> dict[str, tuple[int, ...]]:
-    """By name, the shape of each raw tensor of a set; see ``DistilledDataset.raw``."""
+    """The shape of each raw tensor of a set, by name; see ``DistilledDataset.raw``."""
     count, length = config.data_per_label * num_labels, config.seq_length
     shapes: dict[str, tuple[int, ...]] = {
         "inputs_embeds": (count, length, model.embedding_size),
@@ -198,38 +226,7 @@ def tensor_shapes(
 
 
 def check_shapes(raw: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Raises ValueError unless a set has these tensors, each of its shape."""
-    given = {name: tuple(tensor.shape) for name, tensor in raw.items()}
-    if given != expected:
-        raise ValueError(f"tensors of a distilled set must have shapes {expected}, got {storage.brief(given)}")
-
-
-def read_card(config: Mapping[str, Any]) -> tuple[DistilledDataConfig, LearnerTrainConfig, SetMetadata]:
-    """What ``config.json`` of a set says; ValueError where it is not of the form."""
-    file = storage.parse(_File, {key: value for key, value in config.items() if key not in storage.OWN_KEYS})
-    card = SetMetadata(file.task, file.class_names, file.model, file.data, file.provenance)
-    return file.distilled_data, file.learner_train, card
-
-
-def read_reference(
-    config: Mapping[str, Any], raw: Mapping[str, Tensor]
-) -> tuple[DistilledDataConfig, LearnerTrainConfig, SetMetadata]:
-    """What ``config.json`` of the reference implementation says; ValueError where ``raw`` is of other shapes."""
-    data = config.get("config")
-    if isinstance(data, dict):
-        # The reference knows no others.
-        known = {"init": Init.noise, "attention_label_weight": AttentionLabelWeight.equal, "lr_for_parameter": False}
-        config = {**config, "config": data | known}
-    file = storage.parse(_ReferenceFile, config)
-    # The reference does not record what the set was made for.
-    model = ModelMetadata(
-        name="bert-base-uncased",
-        revision=None,
-        embedding_size=file.hidden_size,
-        num_layers=file.num_layers,
-        num_heads=file.num_heads,
-        parameters=(),
-    )
-    # Before there are names: a card may claim 2**60 classes.
-    check_shapes(raw, tensor_shapes(file.config, file.train_config, file.num_labels, model))
-    return file.config, file.train_config, SetMetadata("unknown", tuple(map(str, range(file.num_labels))), model)
+    """Raises ValueError unless ``raw`` has exactly the tensors of ``expected``, each of its shape."""
+    actual = {name: tuple(tensor.shape) for name, tensor in raw.items()}
+    if actual != expected:
+        raise ValueError(f"tensors of a distilled set must have shapes {expected}, got {brief(actual)}")

@@ -17,6 +17,7 @@ from textdistill.core.precision import FLOAT32, Precision, matmul_precision
 from textdistill.core.processes import Processes
 from textdistill.data.batches import sorted_batches
 from textdistill.data.tokens import TokenizedSplit
+from textdistill.distilled.adapt import train_learner
 from textdistill.distilled.dataset import DistilledDataset
 from textdistill.method.learner import Learner, Params
 from textdistill.runs.results import Score
@@ -51,7 +52,7 @@ LearnerFactory = Callable[[int], Params]
 
 def trained_on(distilled: DistilledDataset, learner: Learner, seed: int, purpose: str) -> LearnerFactory:
     """Learner i as ``DistilledDataset.train`` trains it."""
-    return lambda index: distilled.train(learner, seed, purpose, index)
+    return lambda index: train_learner(distilled, learner, seed, purpose, index)
 
 
 def score(

@@ -26,6 +26,7 @@ from markupsafe import Markup
 from torch import Tensor
 
 from textdistill.core.processes import Processes
+from textdistill.distilled.adapt import check_fits
 from textdistill.distilled.dataset import DistilledDataset
 from textdistill.distilled.inspection import find_anomalies, nearest_tokens, own_attention
 from textdistill.method.learner import Learner, ModelConfig
@@ -315,7 +316,7 @@ def _load(distilled: DistilledDataset, config: Mapping[str, Any]) -> Learner | N
     kinds = {key: given[key] for key in ("use_pretrained_model", "disable_dropout") if key in given}
     try:
         learner = Learner(ModelConfig(card.task, card.model.name, **kinds), card.class_names)
-        distilled.check(learner)
+        check_fits(distilled, learner)
     except (OSError, ValueError) as error:
         logger.warning("no nearest tokens and attention: %s cannot be loaded (%s)", card.model.name, error)
         return None

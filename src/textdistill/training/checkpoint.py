@@ -26,6 +26,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from textdistill.core.files import replacing
 from textdistill.distilled import storage
 from textdistill.distilled.dataset import DistilledDataset
+from textdistill.distilled.untrusted import brief, ordinary_file
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 FORMAT_VERSION = 1
@@ -75,7 +76,7 @@ def load_checkpoint(path: Path, settings: Mapping[str, Any]) -> Checkpoint:
 
     """
     remedy = "remove it to start anew, or restore it from a copy"
-    with storage.open_tensors(storage.member(path.parent, path.name, path.parent)) as file:
+    with storage.open_tensors(ordinary_file(path.parent, path.name, path.parent)) as file:
         metadata = file.metadata() or {}
         if metadata.get("format_version") != str(FORMAT_VERSION):
             raise ValueError(
@@ -93,7 +94,7 @@ def load_checkpoint(path: Path, settings: Mapping[str, Any]) -> Checkpoint:
         if not (isinstance(saved, dict) and isinstance(state, dict)):
             raise TypeError("settings and state are objects")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"{path} must hold the state of a run as JSON ({storage.brief(error)}); {remedy}") from error
+        raise ValueError(f"{path} must hold the state of a run as JSON ({brief(error)}); {remedy}") from error
     _check_settings(path, saved, settings)
     return Checkpoint(tensors, state)
 
@@ -103,7 +104,6 @@ def _check_settings(path: Path, saved: Mapping[str, Any], given: Mapping[str, An
     given = json.loads(json.dumps(given))
     differ = [key for key in sorted(saved.keys() | given.keys()) if saved.get(key) != given.get(key)]
     if differ:
-        brief = storage.brief
         listed = ", ".join(
             f"{brief(key)[1:-1]} (was {brief(saved.get(key))}, now {brief(given.get(key))})" for key in differ[:10]
         )
