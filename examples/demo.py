@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from textdistill import baseline, compose, distill, finetune
-from textdistill.commands.verbs import report
+from textdistill.commands.reports import report
 from textdistill.reporting.rows import Format
 
 OUTPUT = Path("demo")

@@ -15,7 +15,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from tests.support import toy
-from textdistill.commands.verbs import distill
+from textdistill.commands.distill import distill
 from textdistill.config import RunConfig, compose, load_run_config
 from textdistill.data.task import Protocol
 from textdistill.distilled.spec import AttentionLabelWeight, Init, LabelType

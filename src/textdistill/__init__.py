@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from textdistill.commands.distill import distill, resume
+    from textdistill.commands.evaluate import baseline, evaluate, verify
+    from textdistill.commands.reports import report, track
+    from textdistill.commands.sets import finetune, push, show
     from textdistill.commands.tune import tune
-    from textdistill.commands.verbs import baseline, distill, evaluate, finetune, push, resume, show, track, verify
     from textdistill.config import compose
     from textdistill.distilled.dataset import DistilledDataset
 
@@ -19,6 +23,7 @@ __all__ = [
     "evaluate",
     "finetune",
     "push",
+    "report",
     "resume",
     "show",
     "track",
@@ -26,11 +31,31 @@ __all__ = [
     "verify",
 ]
 
-_HOMES = {"DistilledDataset": "distilled.dataset", "compose": "config", "tune": "commands.tune"}
+__version__ = version("textdistill")
+
+# The module of each public name. Importing torch and transformers takes seconds; `textdistill --help` must not.
+_MODULES = {
+    "DistilledDataset": "distilled.dataset",
+    "baseline": "commands.evaluate",
+    "compose": "config",
+    "distill": "commands.distill",
+    "evaluate": "commands.evaluate",
+    "finetune": "commands.sets",
+    "push": "commands.sets",
+    "report": "commands.reports",
+    "resume": "commands.distill",
+    "show": "commands.sets",
+    "track": "commands.reports",
+    "tune": "commands.tune",
+    "verify": "commands.evaluate",
+}
 
 
 def __getattr__(name: str) -> Any:
-    # Importing torch and transformers takes seconds; `textdistill --help` must not.
-    if name not in __all__:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES.get(name, 'commands.verbs')}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -19,7 +19,9 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, BrowserContext, Page, Route, expect, sync_playwright
 
 from tests.support import toy
-from textdistill.commands.verbs import baseline, distill, report
+from textdistill.commands.distill import distill
+from textdistill.commands.evaluate import baseline
+from textdistill.commands.reports import report
 from textdistill.config import compose
 from textdistill.reporting.rows import Format
 

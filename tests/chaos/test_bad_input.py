@@ -14,7 +14,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 import numpy as np
 import pytest
 
-from textdistill.commands import verbs as commands
+from textdistill.commands import distill as commands
+from textdistill.commands.context import RunContext
 from textdistill.config import RunConfig, compose
 
 pytestmark = pytest.mark.slow
@@ -148,7 +149,7 @@ def refused(tiny_bert: Path, toy_data: Path, tmp_path: Path, monkeypatch: pytest
     """Asserts that overrides are refused before training, with nothing written but an empty folder or the log."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(commands, "fit", lambda *_: pytest.fail("training began"))
-    monkeypatch.setattr(commands, "_score", lambda *_: pytest.fail("scoring began"))
+    monkeypatch.setattr(RunContext, "score", lambda *_: pytest.fail("scoring began"))
     usual = [
         *("data.task_name=toy", f"data.path={toy_data}", "data.text_columns=[text]", "data.label_column=label"),
         *(f"model.model_name={tiny_bert}", "distilled_data.attention_label_type=cls", "distilled_data.seq_length=8"),

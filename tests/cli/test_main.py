@@ -29,7 +29,7 @@ from tests.support.models import tiny_bert_config
 from tests.support.words import toy_rows
 from textdistill import config
 from textdistill.cli.main import VERB_HELP, _quoted, main
-from textdistill.commands import verbs as commands
+from textdistill.commands import distill as commands
 from textdistill.distilled import storage
 from textdistill.distilled.dataset import DistilledDataset
 from textdistill.training import trainer

@@ -19,7 +19,7 @@ from tests.support import toy
 from tests.support.forkserver import FRESH
 from textdistill.cli.main import main
 from textdistill.cli.terminal import print_next, print_results, print_set, print_trials, print_verified
-from textdistill.commands import verbs as commands
+from textdistill.commands import distill as commands
 
 pytestmark = pytest.mark.usefixtures("process_state")
 

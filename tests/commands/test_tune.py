@@ -18,9 +18,10 @@ from tests.support.fixtures import WithStore
 from tests.support.forkserver import FRESH
 from textdistill.cli.main import main
 from textdistill.commands import tune as tuning
-from textdistill.commands import verbs as commands
+from textdistill.commands.context import RunContext
 from textdistill.commands.tune import search_space, tune
 from textdistill.config import compose, load_run_config
+from textdistill.distilled.dataset import DistilledDataset
 from textdistill.training import trainer
 
 TRIALS = 8
@@ -48,13 +49,13 @@ def study(
     root = with_store(tmp_path_factory.mktemp("study"))
     with pytest.MonkeyPatch.context() as patch:
         scored: list[str] = []
-        score = commands._score
+        score = RunContext.score
 
-        def spy(config: Any, *arguments: Any) -> Any:
-            scored.append(config.base.save_dir)
-            return score(config, *arguments)
+        def spy(self: RunContext, distilled: DistilledDataset) -> Any:
+            scored.append(self.config.base.save_dir)
+            return score(self, distilled)
 
-        patch.setattr(commands, "_score", spy)
+        patch.setattr(RunContext, "score", spy)
         found = tune(settings(separable_bert, toy_data, root, "tracking=mlflow"), TRIALS, "rates")
     assert scored == [found["run_dir"]], "the reported split is read once, for the best trial"
     return root, found

@@ -25,8 +25,13 @@ from tests.support import toy
 from tests.support.fixtures import SaveModel, WithStore
 from tests.support.models import tiny_bert_config
 from tests.support.words import CLASS_NAMES
-from textdistill.commands import verbs as commands
-from textdistill.commands.verbs import baseline, distill, evaluate, finetune, resume, show, track, verify
+from textdistill.commands import context as context_module
+from textdistill.commands import distill as commands
+from textdistill.commands.context import RunContext
+from textdistill.commands.distill import distill, resume
+from textdistill.commands.evaluate import baseline, evaluate, verify
+from textdistill.commands.reports import track
+from textdistill.commands.sets import finetune, show
 from textdistill.config import RunConfig, compose, load_run_config
 from textdistill.data.tokens import TokenizedSplit
 from textdistill.distilled import storage
@@ -194,7 +199,7 @@ def test_selection_never_reads_the_test_split(
             assert "trained" in events, "selection read the length of the test split"
             return len(self.split)
 
-    tokenize, fit = commands.tokenize, commands.fit
+    tokenize, fit = context_module.tokenize, commands.fit
 
     def sealing(*args: Any) -> dict[str, Any]:
         splits = tokenize(*args)
@@ -205,7 +210,7 @@ def test_selection_never_reads_the_test_split(
         events.append("trained")
         return result
 
-    monkeypatch.setattr(commands, "tokenize", sealing)
+    monkeypatch.setattr(context_module, "tokenize", sealing)
     monkeypatch.setattr(commands, "fit", fitting)
     assert distill(composed())["splits"]["test"]["rows"] == 60
     events.clear()
@@ -260,7 +265,7 @@ def test_pretrained_set_counts(
 
 def test_diverged_learners_are_no_result(composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nan = Score.of([1.0, math.nan])
-    monkeypatch.setattr(commands, "_score", lambda *_: {"loss": nan, "accuracy": nan})
+    monkeypatch.setattr(RunContext, "score", lambda *_: {"loss": nan, "accuracy": nan})
     with pytest.raises(FloatingPointError, match=r"losses of the learners on the test split must be finite"):
         distill(composed())
     assert_nothing_written(tmp_path)

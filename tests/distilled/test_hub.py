@@ -23,7 +23,8 @@ from tests.support.forkserver import FRESH
 from tests.support.standin import OWNER, READ_TOKEN, TOKEN, Hub, HungUp, Refused, Repository, point_to, serve
 from tests.support.words import CLASS_NAMES
 from textdistill.cli import main as cli
-from textdistill.commands import verbs as commands
+from textdistill.commands import sets
+from textdistill.commands.distill import distill
 from textdistill.config import compose
 from textdistill.data.tokens import TokenizedSplit
 from textdistill.distilled.dataset import DistilledDataset
@@ -47,7 +48,7 @@ def distilled(tiny_learner32: Learner, toy_split: TokenizedSplit) -> DistilledDa
 def run(tiny_bert: Path, toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run."""
     root = tmp_path_factory.mktemp("made")
-    commands.distill(compose(*toy.overrides(tiny_bert, toy_data, root, f"base.save_dir={root}/run")))
+    distill(compose(*toy.overrides(tiny_bert, toy_data, root, f"base.save_dir={root}/run")))
     return root / "run"
 
 
@@ -61,7 +62,7 @@ def test_round_trip_is_bit_identical(
 ) -> None:
     hub.large = large
     distilled.save_pretrained(tmp_path / "set", dtype)
-    commit = commands.push(tmp_path / "set", REPO)
+    commit = sets.push(tmp_path / "set", REPO)
     remote = hub.repositories[REPO]
     assert remote.files()["distilled.safetensors"] == (tmp_path / "set" / "distilled.safetensors").read_bytes()
     assert set(hub.stored.values()) == ({remote.files()["distilled.safetensors"]} if large else set())
@@ -139,7 +140,7 @@ def test_nothing_of_this_machine_is_pushed(
     local = (run / "distilled" / "config.json").read_text()
     assert str(run) in local
     assert str(toy_data) in local
-    commands.push(run / "distilled", REPO, license="mit")
+    sets.push(run / "distilled", REPO, license="mit")
     for name, data in hub.repositories[REPO].files().items():
         for place in (run.parents[1], tiny_bert.parents[1], toy_data.parent):
             assert str(place).encode() not in data, name
@@ -160,7 +161,7 @@ def test_the_readme_on_the_hub_can_be_followed(
     hub: Hub, run: Path, tiny_bert: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its lines, word for word, where the model of its card can be found."""
-    commands.push(run / "distilled", REPO)
+    sets.push(run / "distilled", REPO)
     readme = hub.repositories[REPO].files()["README.md"].decode()
     scores = json.loads((run / "results.json").read_text())["metrics"]
     assert f"| accuracy | {scores['accuracy']['mean']:.4f} | {scores['accuracy']['std']:.4f} | 2 |" in readme

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from tests.support.words import CLASS_NAMES
-from textdistill.commands.verbs import finetune
+from textdistill.commands.sets import finetune
 from textdistill.data.tokens import TokenizedSplit
 from textdistill.distilled import onnx as export
 from textdistill.distilled.initial import initial_set

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from textdistill.commands.verbs import report
+from textdistill.commands.reports import report
 from textdistill.config import RunConfig, compose, load_run_config
 from textdistill.distilled.spec import LabelType
 from textdistill.reporting.rows import CONFIG_FILE, RESULTS_FILE

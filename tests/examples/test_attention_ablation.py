@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.support import toy
-from textdistill.commands.verbs import distill
+from textdistill.commands.distill import distill
 from textdistill.config import compose
 from textdistill.distilled.dataset import DistilledDataset
 

@@ -11,7 +11,7 @@ import pytest
 from nbclient import NotebookClient
 
 from tests.support import toy
-from textdistill.commands.verbs import distill
+from textdistill.commands.distill import distill
 from textdistill.config import compose
 
 NOTEBOOK = Path(__file__).parents[2] / "examples" / "quickstart.ipynb"

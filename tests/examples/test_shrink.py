@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from tests.support import toy
-from textdistill.commands.verbs import distill, verify
+from textdistill.commands.distill import distill
+from textdistill.commands.evaluate import verify
 from textdistill.config import compose
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "shrink.py"

@@ -10,7 +10,7 @@ from datasets import Dataset
 
 from tests.support import toy
 from tests.support.words import toy_rows
-from textdistill.commands.verbs import distill
+from textdistill.commands.distill import distill
 from textdistill.config import compose
 
 SCRIPT = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "transfer.py"))

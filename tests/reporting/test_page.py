@@ -19,7 +19,9 @@ import pytest
 import torch
 
 from tests.support import toy
-from textdistill.commands.verbs import baseline, distill, report
+from textdistill.commands.distill import distill
+from textdistill.commands.evaluate import baseline
+from textdistill.commands.reports import report
 from textdistill.config import compose
 from textdistill.distilled.dataset import DistilledDataset
 from textdistill.distilled.inspection import own_attention

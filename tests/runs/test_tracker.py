@@ -25,7 +25,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from tests.support.lines import lines_of
-from textdistill.commands.verbs import track
+from textdistill.commands.reports import track
 from textdistill.config import RunConfig, load_run_config
 from textdistill.runs import mlflow
 from textdistill.runs.folder import RunFolder

@@ -8,7 +8,7 @@ import multiprocessing
 FRESH = multiprocessing.get_context("forkserver")
 PRELOADED = [
     "pytest",
-    "textdistill.commands.verbs",
+    "textdistill.commands.evaluate",
     "textdistill.commands.tune",
     "mlflow.store.tracking.sqlalchemy_store",
 ]

@@ -218,7 +218,7 @@ def _distill(debug: bool, arguments: list[str]) -> None:
     from omegaconf import DictConfig, OmegaConf
 
     from textdistill import config
-    from textdistill.commands import verbs as commands
+    from textdistill.commands.distill import distill
     from textdistill.runs.mlflow import Status
 
     def job(tree: DictConfig) -> float:
@@ -244,7 +244,7 @@ def _distill(debug: bool, arguments: list[str]) -> None:
 
         # Inside the job: Hydra would print a traceback for an exception, and lets an exit through.
         fail = job_failed if sweep else _fail
-        results = _guarded(commands.distill, run_config, composed, debug=debug, fail=fail)
+        results = _guarded(distill, run_config, composed, debug=debug, fail=fail)
         run_dir = Path(run_config.base.save_dir)
         _print_results(results, run_dir, {} if sweep else _after_run(run_dir))
         # Without training there is no validation, and a sweeper must not choose by the reported split.
@@ -266,22 +266,22 @@ def _distill(debug: bool, arguments: list[str]) -> None:
 
 
 def _evaluate(arguments: list[str]) -> None:
-    from textdistill.commands import verbs as commands
+    from textdistill.commands.evaluate import evaluate
     from textdistill.config import compose
 
     folder, made_for, overrides = _set_and_overrides("evaluate", arguments)
     config = compose(*made_for, "base.method=evaluate", *overrides)
     steps = {"an ordinary model": ["textdistill", "finetune", folder, "--output", "model"]}
-    _print_results(commands.evaluate(folder, config), Path(config.base.save_dir), steps)
+    _print_results(evaluate(folder, config), Path(config.base.save_dir), steps)
 
 
 def _verify(arguments: list[str]) -> None:
     from textdistill.cli import terminal
-    from textdistill.commands import verbs as commands
+    from textdistill.commands.evaluate import verify
     from textdistill.config import compose
 
     folder, made_for, overrides = _set_and_overrides("verify", arguments)
-    found = commands.verify(folder, compose(*made_for, *overrides))
+    found = verify(folder, compose(*made_for, *overrides))
     terminal.print_verified(found)
     if not found["verified"]:
         _fail(f"{folder}: the measured score is outside the stated spread")
@@ -314,7 +314,7 @@ def _set_and_overrides(verb: str, arguments: list[str]) -> tuple[str, list[str],
 
 
 def _baseline(arguments: list[str]) -> None:
-    from textdistill.commands import verbs as commands
+    from textdistill.commands.evaluate import baseline
     from textdistill.config import compose
     from textdistill.evaluation.baselines import Baseline, Training
 
@@ -325,7 +325,7 @@ def _baseline(arguments: list[str]) -> None:
     parser.add_argument("--training", type=Training, choices=list(Training), default=Training.inner_loop)
     given, overrides = parser.parse_known_args(arguments[1:])
     config = compose(f"base.method=baseline_{kind}", *overrides)
-    results = commands.baseline(kind, config, given.training)
+    results = baseline(kind, config, given.training)
     experiment = Path(config.base.save_dir_root, config.base.experiment_name)
     beside = experiment if Path(config.base.save_dir).is_relative_to(experiment) else Path(config.base.save_dir)
     steps = {"beside other results": ["textdistill", "report", str(beside)]}
@@ -334,7 +334,7 @@ def _baseline(arguments: list[str]) -> None:
 
 def _finetune(arguments: list[str]) -> None:
     from textdistill.cli import terminal
-    from textdistill.commands import verbs as commands
+    from textdistill.commands.sets import finetune
 
     parser = argparse.ArgumentParser("textdistill finetune", add_help=False)
     parser.add_argument("distilled_dir")
@@ -343,14 +343,14 @@ def _finetune(arguments: list[str]) -> None:
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--export", choices=["onnx"])
     given = parser.parse_args(arguments)
-    done = commands.finetune(given.distilled_dir, given.output, given.model, given.seed, given.export == "onnx")
+    done = finetune(given.distilled_dir, given.output, given.model, given.seed, given.export == "onnx")
     print(f"fine-tuned {done['model']} in {done['seconds']:.2f} s; the model is in {done['output']}")
     classify = f'pipeline("text-classification", {json.dumps(done["output"])})("A text of your own.")'
     terminal.print_next({"classify": ["python", "-c", f"from transformers import pipeline; print({classify})"]})
 
 
 def _push(arguments: list[str]) -> None:
-    from textdistill.commands import verbs as commands
+    from textdistill.commands.sets import push
 
     parser = argparse.ArgumentParser("textdistill push", add_help=False)
     parser.add_argument("distilled_dir")
@@ -359,25 +359,25 @@ def _push(arguments: list[str]) -> None:
     parser.add_argument("--revision")
     parser.add_argument("--message", dest="commit_message")
     parser.add_argument("--license")
-    commit = commands.push(**vars(parser.parse_args(arguments)))
+    commit = push(**vars(parser.parse_args(arguments)))
     print(f"pushed: {commit.commit_url}")
     print(f'load it: DistilledDataset.from_pretrained("{commit.repo_url.repo_id}", revision="{commit.oid}")')
 
 
 def _show(arguments: list[str]) -> None:
     from textdistill.cli import terminal
-    from textdistill.commands import verbs as commands
+    from textdistill.commands.sets import show
 
     folder = _only("show", "DISTILLED_DIR", arguments)
-    terminal.print_set(commands.show(folder))
+    terminal.print_set(show(folder))
     terminal.print_next({"an ordinary model": ["textdistill", "finetune", folder, "--output", "model"]})
 
 
 def _resume(arguments: list[str]) -> None:
-    from textdistill.commands import verbs as commands
+    from textdistill.commands.distill import resume
 
     run_dir = _only("resume", "RUN_DIR", arguments)
-    _print_results(commands.resume(run_dir), Path(run_dir), _after_run(Path(run_dir)))
+    _print_results(resume(run_dir), Path(run_dir), _after_run(Path(run_dir)))
 
 
 def _tune(arguments: list[str]) -> None:
@@ -402,14 +402,14 @@ def _tune(arguments: list[str]) -> None:
 
 
 def _track(arguments: list[str]) -> None:
-    from textdistill.commands import verbs as commands
+    from textdistill.commands.reports import track
 
     run_dir = _only("track", "RUN_DIR", arguments)
-    print(f"MLflow run {commands.track(run_dir)} is complete")
+    print(f"MLflow run {track(run_dir)} is complete")
 
 
 def _report(arguments: list[str]) -> None:
-    from textdistill.commands import verbs as commands
+    from textdistill.commands.reports import report
     from textdistill.core.files import replacing
     from textdistill.reporting.rows import Format
 
@@ -427,7 +427,7 @@ def _report(arguments: list[str]) -> None:
     else:
         endings = ", ".join(f".{form}" for form in Format)
         raise ValueError(f"--output must end in one of {endings}, got {given.output}; or give --format")
-    text = commands.report(given.results, form)
+    text = report(given.results, form)
     if given.output is None:
         print(text, end="")
         return

@@ -25,7 +25,7 @@ from optuna.pruners import MedianPruner
 from optuna.samplers import TPESampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from textdistill.commands.verbs import Stopped, distill, train
+from textdistill.commands.distill import Stopped, distill, train
 from textdistill.config import RunConfig, compose
 from textdistill.core.seeding import stream_seed
 from textdistill.data.task import Protocol

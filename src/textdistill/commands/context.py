@@ -1,0 +1,126 @@
+"""The data and the learner of a configuration, and what every score is reported with."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from textdistill.config import RunConfig
+from textdistill.core.files import replacing
+from textdistill.core.processes import Processes
+from textdistill.data.task import TextTask, load_task
+from textdistill.data.tokens import TokenizedSplit, tokenize
+from textdistill.distilled.adapt import check_fits
+from textdistill.distilled.dataset import DistilledDataset
+from textdistill.distilled.spec import SetMetadata, model_metadata
+from textdistill.evaluation.scoring import score, trained_on
+from textdistill.method.learner import Learner
+from textdistill.runs.results import Score
+
+Results = dict[str, Any]
+
+
+class RunContext:
+    """The data and the learner of a configuration, loaded once for a verb.
+
+    Attributes:
+        config: the configuration.
+        processes: the processes of the run.
+        task: the texts of the splits.
+        learner: on this process's device.
+        splits: the tokens of ``train``, ``validation`` and ``test``.
+
+    Raises:
+        ValueError: the configuration or the data cannot work.
+
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        config.check()
+        self.config = config
+        self.processes = Processes()
+        with self.processes.main_first():
+            self.task: TextTask = load_task(config.data, config.base.seed)
+        self.learner = Learner(config.model, self.task.class_names)
+        if config.data.max_length > self.learner.max_positions:
+            raise ValueError(
+                f"data.max_length must be at most the {self.learner.max_positions} positions of"
+                f" model.model_name={self.learner.name}, got {config.data.max_length}"
+            )
+        with self.processes.main_first():
+            self.splits: dict[str, TokenizedSplit] = tokenize(self.task, self.learner.tokenizer, config.data)
+        self.learner.to(self.processes.device)
+
+    @property
+    def metadata(self) -> SetMetadata:
+        """The metadata of a set that is distilled from these data for this learner."""
+        data = {
+            "text_columns": list(self.task.text_columns),
+            "label_column": self.config.data.label_column,
+            "protocol": str(self.task.protocol),
+            "max_length": self.config.data.max_length,
+            "fingerprint": self.task.fingerprint,
+        }
+        return SetMetadata(self.task.name, self.task.class_names, model_metadata(self.learner), data)
+
+    def results(self, scores: Mapping[str, Score]) -> Results:
+        """What every score is reported with; raises FloatingPointError for a learner that diverged."""
+        if not math.isfinite(scores["loss"].mean):
+            raise FloatingPointError(
+                f"the losses of the learners on the test split must be finite, got {scores['loss'].values}; lower the"
+                " learning rates, or set evaluate.fp16=false"
+            )
+        return {
+            "task": self.task.name,
+            "model": {"name": self.learner.name, "revision": self.learner.revision},
+            "protocol": str(self.task.protocol),
+            "splits": {
+                name: {"source": self.task.sources[name], "rows": len(split)} for name, split in self.splits.items()
+            },
+            "seed": self.config.base.seed,
+            "metrics": {name: asdict(s) for name, s in scores.items()},
+            "versions": {name: version(name) for name in ("textdistill", "torch", "transformers", "datasets")},
+        }
+
+    def check(self, distilled: DistilledDataset) -> None:
+        """Raises ValueError unless the set fits the learner and has the classes of the data."""
+        check_fits(distilled, self.learner)
+        names, expected = distilled.metadata.class_names, self.task.class_names
+        # A set in the reference's format does not know its classes.
+        if distilled.metadata.task != "unknown" and names != expected:
+            raise ValueError(
+                f"the distilled set has classes {list(names)} (task {distilled.metadata.task!r}), but the data have"
+                f" {list(expected)} in this order; use the data it was made from"
+            )
+
+    def score(self, distilled: DistilledDataset) -> dict[str, Score]:
+        """Scores a set on the test split."""
+        config = self.config
+        return score(
+            trained_on(distilled, self.learner, config.base.seed, "evaluation"),
+            self.learner, self.splits["test"], self.task.metric_names,
+            config.evaluate.n_eval_model, config.data.test_batch_size,
+            self.processes, config.evaluate.precision,
+        )  # fmt: skip
+
+
+def set_shape(distilled: DistilledDataset) -> Results:
+    return {
+        "distilled_data": asdict(distilled.config),
+        "learner_train": asdict(distilled.inner_config),
+        "made_for": distilled.metadata.model.name,
+    }
+
+
+def write_results(path: Path, results: Results) -> None:
+    """Writes JSON, whole or not at all, in process 0."""
+    if not Processes().main:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,59 @@
+"""``report`` and ``track``: what is made from the files of finished runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from textdistill.config import load_run_config
+from textdistill.reporting.page import page
+from textdistill.reporting.rows import Format, comma_separated, find_results, latex, markdown, summarise
+from textdistill.runs.metrics import read_lines
+from textdistill.runs.mlflow import MlflowRun, Status
+
+
+def report(paths: Sequence[str | Path], form: Format = Format.markdown) -> str:
+    """Results in files, run folders, and folders of run folders, as one HTML page or as tables.
+
+    Raises:
+        FileNotFoundError: a path holds no results.
+        ValueError: a file holds something else.
+
+    """
+    found = find_results(paths)
+    if form is Format.html:
+        return page(found)
+    tables = {Format.markdown: markdown, Format.csv: comma_separated, Format.latex: latex}
+    return tables[form](summarise(found.values()))
+
+
+def track(run_dir: str | Path) -> str:
+    """Completes, or makes, the MLflow run of a run folder from its files.
+
+    Returns:
+        MLflow's id of the run.
+
+    Raises:
+        FileNotFoundError: the folder holds no run.
+        ValueError: the run is still being written.
+        OSError: MLflow failed.
+
+    """
+    config = load_run_config(Path(run_dir))
+    base, folder = config.base, config.run_folder
+    with folder.lock():
+        try:
+            root = Path(base.save_dir_root)
+            mlflow = MlflowRun.open(root, base.experiment_name, base.run_name, folder, base.sweep)
+            mlflow.log_params(asdict(config))
+            mlflow.log_lines(read_lines(folder.metrics))
+            for path in folder.artifacts():
+                mlflow.log_artifact(path)
+            mlflow.close(Status.FINISHED if folder.results.exists() else Status.FAILED)
+        except (ValueError, FileNotFoundError):
+            raise
+        except Exception as error:  # MLflow's, its database's, the disk's
+            reason = str(error).strip().partition("\n")[0]
+            raise OSError(f"MLflow failed ({type(error).__name__}: {reason}); put it right and try again") from error
+    return mlflow.run_id
