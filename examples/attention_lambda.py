@@ -23,10 +23,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, required=True, metavar="PNG")
     given = parser.parse_args(argv)
     curves: dict[str, list[tuple[float, float, float]]] = {}
-    for results in find_results(given.run_dirs).values():
-        shape, accuracy = results["distilled_data"], results["metrics"]["accuracy"]
-        point = shape["attention_loss_lambda"], accuracy["mean"], accuracy["std"] or 0.0
-        curves.setdefault(shape["attention_label_weight"], []).append(point)
+    for stored in find_results(given.run_dirs):
+        shape, accuracy = stored.result.shape, stored.result.metrics["accuracy"]
+        if shape is None:
+            raise ValueError(f"{stored.path} must be the result of a distilled set, not of a baseline")
+        settings = shape.distilled_data
+        point = settings["attention_loss_lambda"], accuracy.mean, accuracy.std or 0.0
+        curves.setdefault(settings["attention_label_weight"], []).append(point)
     figure, axes = plt.subplots(figsize=(7, 3.5), layout="constrained")
     for weight, points in sorted(curves.items()):
         lambdas, means, deviations = zip(*sorted(points), strict=True)

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from textdistill import baseline, compose, distill, finetune
 from textdistill.commands.reports import report
-from textdistill.reporting.rows import Format
+from textdistill.reporting.tables import Format
 
 OUTPUT = Path("demo")
 SETTINGS = (

@@ -23,7 +23,7 @@ from textdistill.commands.distill import distill
 from textdistill.commands.evaluate import baseline
 from textdistill.commands.reports import report
 from textdistill.config import compose
-from textdistill.reporting.rows import Format
+from textdistill.reporting.tables import Format
 
 CHROMIUM = shutil.which("chromium")
 SCREENSHOTS = Path(__file__).parent / "screenshots"
@@ -185,16 +185,18 @@ def test_markup_in_names_is_shown_and_does_nothing(opened: Opened) -> None:
 
 def test_samples_layers_and_heads(opened: Opened) -> None:
     page = opened("hostile")
-    found = data_of(page, "inside")
+    view = data_of(page, "inside")
     for sample, layer, head in ((0, 0, 0), (2, 1, 3), (1, 0, 2)):
         choose(page, sample=sample, layer=layer, head=head)
-        row, position, share, before, after, weight = found["strongest"][sample][layer][head][0]
+        row, position, share, before, after, weight = view["attention"]["strongest"][sample][layer][head][0]
         readout = page.locator(".readout")
         expect(readout).to_contain_text(f"layer {layer}, head {head}: its strongest label is {share:.3f}")
         expect(readout).to_contain_text(f"Its row counts {weight:.2f} times")
-        expect(readout).to_contain_text(f"{found['divergence']['before'][sample][layer][head]:.3f} before, ")
+        expect(readout).to_contain_text(
+            f"{view['attention']['divergence']['before'][sample][layer][head]:.3f} before, "
+        )
         cells = page.locator("table.strongest tbody tr").first.locator("td").all_text_contents()
-        token = found["tokens"][sample][position][0][0]
+        token = view["tokens"]["nearest"][sample][position][0][0]
         numbers = [f"{value:.3f}" for value in (share, before, after, weight)]
         assert cells == [str(row), str(position), token, *numbers]
         expect(page.locator(".map")).to_have_count(3)
@@ -206,9 +208,9 @@ def test_map_is_drawn_from_the_label(opened: Opened) -> None:
     """The strongest position of a head is its darkest cell; a click on a row chooses its head."""
     page = opened("hostile")
     choose(page, sample=1, layer=1)
-    found = data_of(page, "inside")
+    view = data_of(page, "inside")
     for head in range(4):
-        _, position, *_ = found["strongest"][1][1][head][0]
+        _, position, *_ = view["attention"]["strongest"][1][1][head][0]
         drawn = page.locator(".map svg").first.locator(f"rect.cell[y='{head}']")
         opacity = {cell.get_attribute("x"): float(cell.get_attribute("fill-opacity") or 0) for cell in drawn.all()}
         assert opacity[str(position)] == max(opacity.values())
@@ -222,11 +224,11 @@ def test_map_is_drawn_from_the_label(opened: Opened) -> None:
 def test_attention_of_all_rows(opened: Opened) -> None:
     page = opened("sweep")
     choose(page, sample=2, layer=1, head=3)
-    found = data_of(page, "inside")
-    assert found["rows"] == list(range(8))
+    view = data_of(page, "inside")
+    assert view["attention"]["rows"] == list(range(8))
     expect(page.locator(".map .picked")).to_have_count(0)
     expect(page.locator(".profile")).to_be_hidden()
-    row, position, *_ = found["strongest"][2][1][3][0]
+    row, position, *_ = view["attention"]["strongest"][2][1][3][0]
     cells = page.locator(".map svg").first.locator("rect.cell")
     darkest = max(cells.all(), key=lambda cell: float(cell.get_attribute("fill-opacity") or 0))
     assert (darkest.get_attribute("y"), darkest.get_attribute("x")) == (str(row), str(position))
@@ -254,8 +256,8 @@ def test_table_sorts(opened: Opened) -> None:
 
 def test_sweep(opened: Opened) -> None:
     page = opened("sweep")
-    found = data_of(page, "sweep")
-    assert set(found["keys"]) == {"base.seed", "distilled_data.lr_init", "train.lr_inputs_embeds"}
+    sweep = data_of(page, "sweep")
+    assert set(sweep["keys"]) == {"base.seed", "distilled_data.lr_init", "train.lr_inputs_embeds"}
     down, across = "distilled_data.lr_init", "train.lr_inputs_embeds"
     for metric in ("validation loss", "reported accuracy"):
         page.locator(".sweep select.rows").select_option(down)
@@ -266,7 +268,7 @@ def test_sweep(opened: Opened) -> None:
             for j, b in enumerate(("0.1", "1.0")):
                 runs = [
                     r["metrics"][metric]
-                    for r in found["runs"]
+                    for r in sweep["runs"]
                     if (r["settings"][down], r["settings"][across]) == (a, b)
                 ]
                 assert len(runs) == (2 if (a, b) == ("2.0", "1.0") else 1)
@@ -317,9 +319,9 @@ def test_axe_finds_nothing(name: str, size: tuple[int, int], scheme: str, opened
     page = opened(name, size, scheme)
     for summary in page.locator("summary").all():
         summary.click()
-    found = Axe().run(page).response
-    assert {rule["id"]: [node["target"] for node in rule["nodes"]] for rule in found["violations"]} == {}
-    assert "color-contrast" in {rule["id"] for rule in found["passes"]}
+    checked = Axe().run(page).response
+    assert {rule["id"]: [node["target"] for node in rule["nodes"]] for rule in checked["violations"]} == {}
+    assert "color-contrast" in {rule["id"] for rule in checked["passes"]}
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -341,7 +343,7 @@ def test_contrast_of_all_text(scheme: str, opened: Opened) -> None:
             const [r, g, b] = rgb.map((v) => linear(v / 255));
             return 0.2126 * r + 0.7152 * g + 0.0722 * b;
           };
-          const found = [];
+          const ratios = [];
           const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
           while (walker.nextNode()) {
             const element = walker.currentNode.parentElement;
@@ -352,9 +354,9 @@ def test_contrast_of_all_text(scheme: str, opened: Opened) -> None:
             const style = getComputedStyle(element);
             const color = element instanceof SVGElement ? style.fill : style.color;
             const [a, b] = [luminance(over(["white", ...behind])), luminance(over(["white", ...behind, color]))];
-            found.push([(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), walker.currentNode.data.trim()]);
+            ratios.push([(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), walker.currentNode.data.trim()]);
           }
-          return found;
+          return ratios;
         }"""
     )
     assert len(ratios) > 300

@@ -13,8 +13,8 @@ import pytest
 from textdistill.commands.reports import report
 from textdistill.config import RunConfig, compose, load_run_config
 from textdistill.distilled.spec import LabelType
-from textdistill.reporting.rows import CONFIG_FILE, RESULTS_FILE
 
+CONFIG_FILE, RESULTS_FILE = "config.yaml", "results.json"
 DOCS = Path(__file__).parents[2] / "docs"
 RESULTS = DOCS / "results"
 SWEEP = DOCS / "trials" / "sweep"

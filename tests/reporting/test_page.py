@@ -27,9 +27,12 @@ from textdistill.distilled.dataset import DistilledDataset
 from textdistill.distilled.inspection import own_attention
 from textdistill.method.learner import Learner, ModelConfig
 from textdistill.method.losses import attention_loss
-from textdistill.reporting import page as page_module
-from textdistill.reporting.page import _duration, _size, contents, page
-from textdistill.reporting.rows import Format, find_results
+from textdistill.reporting.page import Cell, PageGroup, _duration, _size, contents, page
+from textdistill.reporting.rows import find_results
+from textdistill.reporting.run_detail import RunDetail
+from textdistill.reporting.sample_view import Limits, SampleView
+from textdistill.reporting.tables import Format
+from textdistill.runs.results import RunResult
 
 SETTINGS = (
     "distilled_data.label_type=unrestricted",
@@ -79,95 +82,109 @@ def runs(tiny_bert: Path, toy_data: Path, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.fixture(scope="module")
-def group(runs: Path) -> dict[str, Any]:
-    (group,) = contents(find_results([runs]))["groups"]
-    return dict(group)
+def group(runs: Path) -> PageGroup:
+    (group,) = contents(find_results([runs]))
+    return group
 
 
-def test_what_stands_beside_what(group: dict[str, Any]) -> None:
-    assert [line["method"] for line in group["lines"]] == ["distilled", "random, inner loop", "full data"]
-    assert group["headline"] is group["lines"][0]
-    assert group["sweep"] is None
-    table = group["compared"]
-    assert table["columns"][:3] == ["run", "method", "samples per class"]
-    assert {"validation loss", "best step", "minutes", "accuracy"} < set(table["columns"])
-    assert not {"seed", "F1"} & set(table["columns"])
-    assert [row["run"]["text"] for row in table["rows"]] == ["distilled", "full", "random"]
-    assert table["rows"][1]["minutes"] == {"value": None, "text": ""}
+def detail_of(group: PageGroup) -> RunDetail:
+    assert group.detail is not None
+    return group.detail
 
 
-def test_detail_of_a_run(group: dict[str, Any], runs: Path) -> None:
-    detail, results = group["detail"], json.loads((runs / "distilled" / "results.json").read_text())
+def test_runs_and_baselines_are_compared(group: PageGroup) -> None:
+    assert [row.group.method for row in group.rows] == ["distilled", "random, inner loop", "full data"]
+    assert group.headline is group.rows[0]
+    assert group.sweep is None
+    table = group.table
+    assert table.columns[:3] == ["run", "method", "samples per class"]
+    assert {"validation loss", "best step", "minutes", "accuracy"} < set(table.columns)
+    assert not {"seed", "F1"} & set(table.columns)
+    assert [row["run"].text for row in table.rows] == ["distilled", "full", "random"]
+    assert table.rows[1]["minutes"] == Cell(None, "")
+
+
+def test_detail_of_a_run(group: PageGroup, runs: Path) -> None:
+    detail, results = detail_of(group), json.loads((runs / "distilled" / "results.json").read_text())
     distilled = DistilledDataset.from_pretrained(runs / "distilled" / "distilled")
-    assert {key: value for key, value in detail["results"].items() if key != "settings"} == results
-    assert detail["name"] == "distilled"
-    assert detail["labels"] == distilled.labels.tolist()
-    assert detail["samples"] == ["0: a", "1: b", "2: c"]
-    assert detail["bytes"] == sum(file.stat().st_size for file in (runs / "distilled" / "distilled").iterdir())
-    assert detail["command"] == "textdistill distill data.task_name=toy 'data.path=/a b'"
-    assert detail["config"]["data"]["max_length"] == 32
-    assert dict(detail["groups"]["train"])["max_steps"] == 4
-    assert [chart.title for chart in detail["charts"]] == [
+    assert detail.result == RunResult.from_dict(results)
+    assert detail.name == "distilled"
+    assert detail.labels == distilled.labels.tolist()
+    assert detail.samples == ["0: a", "1: b", "2: c"]
+    assert detail.bytes == sum(file.stat().st_size for file in (runs / "distilled" / "distilled").iterdir())
+    assert detail.command == "textdistill distill data.task_name=toy 'data.path=/a b'"
+    assert dict(detail.configuration["data"])["max_length"] == 32
+    assert dict(detail.configuration["train"])["max_steps"] == 4
+    assert [chart.title for chart in detail.charts] == [
         "Loss",
         "Validation",
         "Learned rate",
         "Seconds an outer step",
     ]
-    assert [line.name for line in detail["charts"][0].lines] == ["outer loss", "validation loss"]
-    assert all(f"chosen at step {results['best_step']}" in chart.text for chart in detail["charts"])
-    assert [row["step"] for row in detail["curves"]["rows"]] == [0, 1, 2, 3, 4]
-    assert [row["train_loss"] is None for row in detail["curves"]["rows"]] == [True, False, False, False, False]
-    assert detail["step_seconds"] > 0
+    assert [line.name for line in detail.charts[0].lines] == ["outer loss", "validation loss"]
+    assert all(f"chosen at step {results['best_step']}" in chart.text for chart in detail.charts)
+    assert list(detail.curves.values) == [0, 1, 2, 3, 4]
+    losses = [values[detail.curves.metrics.index("train_loss")] for values in detail.curves.values.values()]
+    assert [loss is None for loss in losses] == [True, False, False, False, False]
+    assert detail.step_seconds is not None
+    assert detail.step_seconds > 0
 
 
-def test_attention_and_tokens(group: dict[str, Any], runs: Path, tiny_bert: Path) -> None:
-    inside = group["detail"]["inside"]
+def test_attention_and_tokens(group: PageGroup, runs: Path, tiny_bert: Path) -> None:
+    view = detail_of(group).view
+    attention, tokens = view.attention, view.tokens
+    assert attention is not None
+    assert tokens is not None
     distilled = DistilledDataset.from_pretrained(runs / "distilled" / "distilled")
     learner = Learner(ModelConfig(model_name=str(tiny_bert)), ("a", "b", "c"))
     labels = distilled.attention_labels
     assert labels is not None
     rows = dict(zip(("before", "after"), own_attention(distilled, learner, seed=42, count=3), strict=True))
     for name, expected in {"label": labels.detach(), **{name: r.exp() for name, r in rows.items()}}.items():
-        levels = torch.frombuffer(bytearray(base64.b64decode(inside["maps"][name])), dtype=torch.uint8)
+        levels = torch.frombuffer(bytearray(base64.b64decode(attention.maps[name])), dtype=torch.uint8)
         found = (levels.view(expected.shape) / 255) ** 2
         torch.testing.assert_close(found, expected, atol=4e-3, rtol=0)
     for name, log_rows in rows.items():
         loss = attention_loss(log_rows, labels).item()
-        assert inside["mean_divergence"][name] == pytest.approx(loss, abs=1e-6)
-        assert torch.tensor(inside["divergence"][name]).mean().item() == pytest.approx(loss, abs=1e-3)
-    row, position, *values, weight = inside["strongest"][2][1][3][0]
+        assert attention.mean_divergence[name] == pytest.approx(loss, abs=1e-6)
+        assert torch.tensor(attention.divergence[name]).mean().item() == pytest.approx(loss, abs=1e-3)
+    row, position, *values, weight = attention.strongest[2][1][3][0]
     own = [labels[2, 1, 3], *(r[2, 1, 3].exp() for r in rows.values())]
     assert (row, position) == (0, int(own[0].argmax()))
     assert values == pytest.approx([tensor[0, position].item() for tensor in own], abs=6e-4)
     assert distilled.attention_weights is not None
-    assert inside["weighted"]
+    assert attention.weighted
     assert weight == pytest.approx(distilled.attention_weights[2, 1, 3, 0].item(), abs=6e-4)
-    assert [len(inside["tokens"]), len(inside["tokens"][0]), len(inside["tokens"][0][0])] == [3, 8, 3]
-    assert (inside["shown"], inside["rows"], inside["layers"], inside["heads"]) == (["0: a", "1: b", "2: c"], [0], 2, 4)
+    assert [len(tokens.nearest), len(tokens.nearest[0]), len(tokens.nearest[0][0])] == [3, 8, 3]
+    assert (view.shown, attention.rows) == (["0: a", "1: b", "2: c"], [0])
+    assert (attention.layers, attention.heads) == (2, 4)
 
 
-def test_large_sets_are_cut_down(
-    runs: Path, tiny_bert: Path, toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_large_sets_are_cut_down(tiny_bert: Path, toy_data: Path, tmp_path: Path) -> None:
     """First to fewer samples, then to fewer rows of attention."""
     config = compose(*toy.overrides(tiny_bert, toy_data, tmp_path, f"base.save_dir={tmp_path}/run", *SETTINGS))
     config.distilled_data.attention_label_type = type(config.distilled_data.attention_label_type)("all")
     distill(config)
 
-    def inside() -> dict[str, Any]:
-        (group,) = contents(find_results([tmp_path]))["groups"]
-        return dict(group["detail"]["inside"])
+    def view(limits: Limits) -> SampleView:
+        (group,) = contents(find_results([tmp_path]), limits)
+        return detail_of(group).view
 
     sample = 3 * 2 * 4 * 8 * 8
-    for cells, samples, rows in ((3 * sample, 3, 8), (2 * sample, 2, 8), (sample, 1, 8), (sample // 2, 1, 4)):
-        monkeypatch.setattr(page_module, "MAP_CELLS", cells)
-        found = inside()
-        assert (len(found["shown"]), len(found["rows"])) == (samples, rows)
-        assert sum(len(base64.b64decode(packed)) for packed in found["maps"].values()) <= cells
-    assert found["rows"] == [0, 2, 4, 6]
-    monkeypatch.undo()
-    monkeypatch.setattr(page_module, "TOKENS", 2 * 8 * 3)
-    assert len(inside()["tokens"]) == 2
+    for cells, samples, rows in (
+        (3 * sample, 3, range(8)), (2 * sample, 2, range(8)), (sample, 1, range(8)), (sample // 2, 1, range(0, 8, 2)),
+    ):  # fmt: skip
+        cut = view(Limits(map_cells=cells))
+        assert cut.attention is not None
+        assert (len(cut.shown), cut.attention.rows) == (samples, list(rows))
+        assert sum(len(base64.b64decode(encoded)) for encoded in cut.attention.maps.values()) <= cells
+    tokens = view(Limits(tokens=2 * 8 * 3)).tokens
+    assert tokens is not None
+    assert len(tokens.nearest) == 2
+
+
+def test_runs_of_a_page_share_its_limits() -> None:
+    assert Limits(map_cells=100, tokens=10).share(3) == Limits(map_cells=33, tokens=3)
 
 
 def test_page_needs_nothing_from_outside(runs: Path) -> None:
@@ -189,9 +206,10 @@ def test_without_the_model(runs: Path, tmp_path: Path, caplog: pytest.LogCapture
         distilled.metadata, model=replace(distilled.metadata.model, name=str(tmp_path / "none"))
     )
     distilled.save_pretrained(moved / "distilled" / "distilled")
-    (group,) = contents(find_results([moved]))["groups"]
-    inside = group["detail"]["inside"]
-    assert (inside["learner"], inside["tokens"], list(inside["maps"])) == (False, None, ["label"])
+    (group,) = contents(find_results([moved]))
+    view = detail_of(group).view
+    assert view.attention is not None
+    assert (view.learner, view.tokens, list(view.attention.maps)) == (False, None, ["label"])
     assert "cannot be loaded" in caplog.text
     assert "could not be loaded where this page was made" in Parsed(report([moved], Format.html)).text
 
@@ -201,12 +219,13 @@ def test_less_than_a_run_folder(runs: Path, tmp_path: Path) -> None:
     for name in ("distilled", "full"):
         (tmp_path / f"{name}.json").write_text((runs / name / "results.json").read_text())
     files = sorted(tmp_path.glob("*.json"))
-    (group,) = contents(find_results(files))["groups"]
-    assert (group["detail"], group["headline"]["method"]) == (None, "distilled")
-    assert [row["run"]["text"] for row in group["compared"]["rows"]] == ["distilled.json", "full.json"]
+    (group,) = contents(find_results(files))
+    assert group.headline is not None
+    assert (group.detail, group.headline.group.method) == (None, "distilled")
+    assert [row["run"].text for row in group.table.rows] == ["distilled.json", "full.json"]
     assert "None of these results lies in a run folder" in " ".join(Parsed(report(files, Format.html)).text.split())
-    (group,) = contents(find_results(files[1:]))["groups"]
-    assert group["headline"] is None
+    (group,) = contents(find_results(files[1:]))
+    assert group.headline is None
     assert "full data" in report(files[1:], Format.html)
 
     bare = Path(shutil.copytree(runs / "distilled", tmp_path / "bare"))
@@ -226,7 +245,7 @@ def test_less_than_a_run_folder(runs: Path, tmp_path: Path) -> None:
     assert "Nearest vocabulary tokens" in text
 
 
-def test_run_with_the_lowest_validation_loss_is_told(runs: Path, tmp_path: Path) -> None:
+def test_run_with_the_lowest_validation_loss_is_described(runs: Path, tmp_path: Path) -> None:
     for name, loss, rate, lr in (("x", 0.9, 0.1, 1.0), ("y", 0.2, 0.1, 2.0), ("z", 0.5, 0.3, 1.0)):
         run = Path(shutil.copytree(runs / "distilled", tmp_path / name))
         results = json.loads((run / "results.json").read_text())
@@ -235,28 +254,28 @@ def test_run_with_the_lowest_validation_loss_is_told(runs: Path, tmp_path: Path)
         config = (run / "config.yaml").read_text()
         config = config.replace("lr_inputs_embeds: null", f"lr_inputs_embeds: {rate}")
         (run / "config.yaml").write_text(config.replace("lr_init: 0.1", f"lr_init: {lr}"))
-    (group,) = contents(find_results([tmp_path]))["groups"]
-    assert group["detail"]["name"] == "y"
-    assert group["headline"]["settings"] == "distilled_data.lr_init=2.0, train.lr_inputs_embeds=0.1"
-    assert len(group["lines"]) == 3
-    sweep = group["sweep"]
-    assert sweep["keys"] == ["distilled_data.lr_init", "train.lr_inputs_embeds"]
-    assert sweep["metrics"][:2] == ["validation loss", "validation accuracy"]
-    found = [(run["settings"]["train.lr_inputs_embeds"], run["metrics"]["validation loss"]) for run in sweep["runs"]]
-    assert found == [
-        ("0.1", 0.9), ("0.1", 0.2), ("0.3", 0.5),
-    ]  # fmt: skip
-    rows = {row["run"]["text"]: row for row in group["compared"]["rows"]}
-    assert rows["z"]["train.lr_inputs_embeds"] == {"value": 0.3, "text": "0.3"}
+    (group,) = contents(find_results([tmp_path]))
+    assert detail_of(group).name == "y"
+    assert group.headline is not None
+    assert group.headline.group.settings == "distilled_data.lr_init=2.0, train.lr_inputs_embeds=0.1"
+    assert len(group.rows) == 3
+    sweep = group.sweep
+    assert sweep is not None
+    assert sweep.keys == ["distilled_data.lr_init", "train.lr_inputs_embeds"]
+    assert sweep.metrics[:2] == ["validation loss", "validation accuracy"]
+    losses = [(run.settings["train.lr_inputs_embeds"], run.metrics["validation loss"]) for run in sweep.runs]
+    assert losses == [("0.1", 0.9), ("0.1", 0.2), ("0.3", 0.5)]
+    rows = {row["run"].text: row for row in group.table.rows}
+    assert rows["z"]["train.lr_inputs_embeds"] == Cell(0.3, "0.3")
 
 
 def test_each_task_has_its_part(runs: Path, tmp_path: Path) -> None:
     other = Path(shutil.copytree(runs, tmp_path / "other"))
     for file in other.rglob("results.json"):
         file.write_text(json.dumps(json.loads(file.read_text()) | {"task": "other", "protocol": "paper"}))
-    found = find_results([runs, other])
-    assert [(group["task"], len(group["lines"])) for group in contents(found)["groups"]] == [("other", 3), ("toy", 3)]
-    parsed = Parsed(page(found))
+    results = find_results([runs, other])
+    assert [(group.scope.task, len(group.rows)) for group in contents(results)] == [("other", 3), ("toy", 3)]
+    parsed = Parsed(page(results))
     assert parsed.tags["article"] == 2
     assert parsed.tags["h1"] == 1
     assert parsed.text.count("the set was chosen on the rows that are reported") == 1
@@ -275,7 +294,7 @@ def test_markup_in_files_stays_text(tiny_bert: Path, toy_data: Path, tmp_path: P
     for shown in (toy.HOSTILE_TASK, *toy.HOSTILE_CLASSES.values(), f"x={toy.HACK}"):
         assert shown in parsed.text
     (inside,) = parsed.blocks
-    tokens = {token for sample in inside["tokens"] for near in sample for token, _ in near}
+    tokens = {token for sample in inside["tokens"]["nearest"] for near in sample for token, _ in near}
     assert any(token.startswith(toy.HACK) for token in tokens)
     assert report([tmp_path / "runs"], Format.markdown).count("<script>") == 0
     rows = list(csv.DictReader(io.StringIO(report([tmp_path / "runs"], Format.csv))))

@@ -411,7 +411,7 @@ def _track(arguments: list[str]) -> None:
 def _report(arguments: list[str]) -> None:
     from textdistill.commands.reports import report
     from textdistill.core.files import replacing
-    from textdistill.reporting.rows import Format
+    from textdistill.reporting.tables import Format
 
     parser = argparse.ArgumentParser("textdistill report", add_help=False)
     parser.add_argument("results", nargs="+", type=Path)

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from textdistill.reporting.rows import RESULTS_FILE
+from textdistill.runs.folder import RESULTS_FILE
 
 
 def print_results(results: Mapping[str, Any], folder: Path) -> None:

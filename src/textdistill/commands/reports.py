@@ -8,24 +8,25 @@ from pathlib import Path
 
 from textdistill.config import load_run_config
 from textdistill.reporting.page import page
-from textdistill.reporting.rows import Format, comma_separated, find_results, latex, markdown, summarise
+from textdistill.reporting.rows import find_results, report_rows
+from textdistill.reporting.tables import Format, comma_separated, latex, markdown
 from textdistill.runs.metrics import read_lines
 from textdistill.runs.mlflow import MlflowRun, Status
 
 
 def report(paths: Sequence[str | Path], form: Format = Format.markdown) -> str:
-    """Results in files, run folders, and folders of run folders, as one HTML page or as tables.
+    """Reports the results in files, run folders, and folders of run folders, as one HTML page or as tables.
 
     Raises:
         FileNotFoundError: a path holds no results.
         ValueError: a file holds something else.
 
     """
-    found = find_results(paths)
+    results = find_results(paths)
     if form is Format.html:
-        return page(found)
+        return page(results)
     tables = {Format.markdown: markdown, Format.csv: comma_separated, Format.latex: latex}
-    return tables[form](summarise(found.values()))
+    return tables[form](report_rows(results))
 
 
 def track(run_dir: str | Path) -> str:

@@ -25,7 +25,7 @@ class Series:
 
 
 @dataclass(frozen=True)
-class Line:
+class DrawnLine:
     """A series in the coordinates of the drawing."""
 
     name: str
@@ -50,7 +50,7 @@ class Chart:
 
     title: str
     text: str
-    lines: list[Line]
+    lines: list[DrawnLine]
     x_ticks: list[tuple[float, str]]
     y_ticks: list[tuple[float, str]]
     mark: float | None
@@ -85,13 +85,13 @@ def line_chart(title: str, series: Sequence[Series], mark: float | None = None) 
         share = (value - y_ticks[0]) / (y_ticks[-1] - y_ticks[0])
         return round(HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * share, 1)
 
-    def drawn(line: Series) -> Line:
+    def drawn(line: Series) -> DrawnLine:
         rows = _with_spread(line)
         widths = [(at, value, half) for at, value, half in rows if half is not None]
         outline = [(at, value + half) for at, value, half in widths]
         outline += [(at, value - half) for at, value, half in reversed(widths)]
         dots = [(x(at), y(value), f"{line.name} at step {at:g}: {value:.4g}") for at, value, _ in rows]
-        return Line(
+        return DrawnLine(
             line.name,
             " ".join(f"{x(at)},{y(value)}" for at, value in line.points),
             " ".join(f"{x(at)},{y(value)}" for at, value in outline),

@@ -12,6 +12,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+# Reports search folders of run folders for files of this name.
+RESULTS_FILE = "results.json"
+
 
 class RunFolder:
     """A run's directory. This is the one place that knows what the files in it are called.
@@ -34,7 +37,7 @@ class RunFolder:
     @property
     def results(self) -> Path:
         """The result, see ``RunResult``."""
-        return self.path / "results.json"
+        return self.path / RESULTS_FILE
 
     @property
     def metrics(self) -> Path:

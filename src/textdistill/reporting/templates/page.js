@@ -114,18 +114,18 @@ const unpack = (text) => Uint8Array.from(atob(text), (character) => character.ch
 const shares = (levels) => Array.from(levels, (level) => (level / 255) ** 2);
 
 for (const element of document.querySelectorAll(".inside")) {
-  const found = json(element);
-  const { length, tokens } = found;
+  const view = json(element);
+  const { length, attention, tokens } = view;
   element.querySelector(".scriptless")?.remove();
   const selected = (name) => element.querySelector(`select.${name}`)?.selectedIndex ?? 0;
-  const maps = found.maps && Object.fromEntries(Object.entries(found.maps).map(([name, text]) => [name, unpack(text)]));
-  const rowCount = found.rows?.length;
+  const maps = attention && Object.fromEntries(Object.entries(attention.maps).map(([name, text]) => [name, unpack(text)]));
+  const rowCount = attention?.rows.length;
   const byHead = rowCount === 1;
 
   // Rows of a map, each `length` probabilities: of all heads of the layer, or all query rows of the head.
   const rowsOf = (name, sample, layer, head) => {
-    const first = ((sample * found.layers + layer) * found.heads + (byHead ? 0 : head)) * rowCount;
-    const count = byHead ? found.heads : rowCount;
+    const first = ((sample * attention.layers + layer) * attention.heads + (byHead ? 0 : head)) * rowCount;
+    const count = byHead ? attention.heads : rowCount;
     return Array.from({ length: count }, (_, i) => shares(maps[name].subarray((first + i) * length, (first + i + 1) * length)));
   };
 
@@ -160,7 +160,7 @@ for (const element of document.querySelectorAll(".inside")) {
       element.querySelector("select.head").selectedIndex = Math.max(0, Math.min(rows.length - 1, row));
       show();
     });
-    const names = byHead ? rows.map((_, i) => i) : found.rows;
+    const names = byHead ? rows.map((_, i) => i) : attention.rows;
     const every = Math.ceil(names.length / 18);
     const side = make("div", "", "rows");
     side.setAttribute("aria-hidden", "true");
@@ -200,22 +200,22 @@ for (const element of document.querySelectorAll(".inside")) {
     figure.querySelector(".plot").replaceChildren(svg, axis(), legend);
   };
 
-  const nearest = (sample, position) => tokens?.[sample][position][0][0] ?? "";
+  const nearest = (sample, position) => tokens?.nearest[sample][position][0][0] ?? "";
 
   const showAttention = (sample, layer, head) => {
     const all = Object.fromEntries(Object.keys(maps).map((name) => [name, rowsOf(name, sample, layer, head)]));
     const strongest = Math.max(...Object.values(all).flat(2)) || 1;
     element.querySelector(".maps").replaceChildren(...Object.entries(all).map(([name, rows]) => map(name, rows, head, strongest)));
     if (byHead) profile(head, all);
-    const top = found.strongest[sample][layer][head];
+    const top = attention.strongest[sample][layer][head];
     const [row, position, share] = top[0];
-    const weight = found.weighted ? ` Its row counts ${top[0].at(-1).toFixed(2)} times in the attention loss, 1 at the start.` : "";
-    const kl = Object.entries(found.divergence).map(([name, values]) => `${values[sample][layer][head].toFixed(3)} ${name}`);
+    const weight = attention.weighted ? ` Its row counts ${top[0].at(-1).toFixed(2)} times in the attention loss, 1 at the start.` : "";
+    const kl = Object.entries(attention.divergence).map(([name, values]) => `${values[sample][layer][head].toFixed(3)} ${name}`);
     element.querySelector(".readout").textContent =
-      `${found.shown[sample]}, layer ${layer}, head ${head}: its strongest label is ${share.toFixed(3)}, ` +
+      `${view.shown[sample]}, layer ${layer}, head ${head}: its strongest label is ${share.toFixed(3)}, ` +
       `from position ${row} to position ${position}.${weight}` + (kl.length ? ` KL(label ‖ attention): ${kl.join(", ")} fine-tuning.` : "");
     const numbers = (names) => names.map((name) => [name, "number"]);
-    const headings = [...numbers(["from", "to"]), ...(tokens ? [["nearest token", ""]] : []), ...numbers([...Object.keys(maps), ...(found.weighted ? ["weight"] : [])])];
+    const headings = [...numbers(["from", "to"]), ...(tokens ? [["nearest token", ""]] : []), ...numbers([...Object.keys(maps), ...(attention.weighted ? ["weight"] : [])])];
     const body = top.map(([from, to, ...values]) => [
       make("td", from, "number"),
       make("td", to, "number"),
@@ -226,7 +226,7 @@ for (const element of document.querySelectorAll(".inside")) {
   };
 
   const showTokens = (sample) => {
-    const items = tokens[sample].map((near, position) => {
+    const items = tokens.nearest[sample].map((near, position) => {
       const [[token, cosine], ...others] = near;
       const item = make("li");
       const bar = make("span", "", "similarity");
