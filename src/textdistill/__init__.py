@@ -15,8 +15,11 @@ if TYPE_CHECKING:
     from textdistill.config import compose
     from textdistill.distilled.dataset import DistilledDataset
 
+__version__ = version("textdistill")
+
 __all__ = [
     "DistilledDataset",
+    "__version__",
     "baseline",
     "compose",
     "distill",

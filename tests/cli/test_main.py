@@ -23,6 +23,7 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import run_job
 
+import textdistill
 from tests.support import toy
 from tests.support.fixtures import SaveModel, WithStore
 from tests.support.models import tiny_bert_config
@@ -702,3 +703,8 @@ def test_sigterm_of_a_process(settings: Callable[..., list[str]], tmp_path: Path
 def test_quoted_value_arrives_as_it_was(value: Any) -> None:
     (override,) = OverridesParser.create().parse_overrides([f"key={_quoted(value)}"])
     assert override.value() == value
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--version"])
+    assert capsys.readouterr().out == f"textdistill {textdistill.__version__}\n"

@@ -19,6 +19,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from textdistill import __version__
+
 T = TypeVar("T")
 
 # What a user can put right. OSError: transformers and datasets raise it for a model or dataset that they cannot find.
@@ -43,7 +45,8 @@ Distils a text-classification dataset into a few learned samples that fine-tune 
   report   RESULT... [--output FILE]           a page, or tables, of the results of runs and baselines
   track    RUN_DIR                             complete the MLflow run of a run folder
 
-textdistill VERB --help tells more. An error is one line; --debug adds where it came from.
+textdistill VERB --help tells more; --version prints the version. An error is one line; --debug adds where it
+came from.
 """
 
 _KEYS = """\
@@ -186,6 +189,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = [argument for argument in arguments if argument != "--debug"]
     if not arguments or arguments[0] in ("-h", "--help"):
         print(HELP, end="")
+        return
+    if arguments == ["--version"]:
+        print(f"textdistill {__version__}")
         return
     verb, *rest = arguments
     if verb not in VERB_HELP:
