@@ -302,8 +302,8 @@ def examples() -> dict[str, doctest.DocTest]:
     finder = doctest.DocTestFinder(exclude_empty=True)
     modules = pkgutil.walk_packages(textdistill.__path__, "textdistill.")
     names = [module.name for module in modules if module.name != "textdistill.__main__"]
-    found = {test.name.removeprefix(f"{name}."): test for name in names for test in finder.find(import_module(name))}
-    return {name: test for name, test in found.items() if test.examples}
+    tests = ((name, test) for name in names for test in finder.find(import_module(name)))
+    return {test.name.removeprefix(f"{name}."): test for name, test in tests if test.examples}
 
 
 EXAMPLES = examples()
