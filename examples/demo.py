@@ -61,15 +61,15 @@ def main() -> None:
     tuned = finetune(OUTPUT / "distilled" / "distilled", OUTPUT / "model")
     classify = transformers.pipeline("text-classification", model=tuned["output"])
 
-    full = scores["full data"]["metrics"]["accuracy"]["mean"]
-    rows = scores["full data"]["splits"]["test"]["rows"]
+    full = scores["full data"].metrics["accuracy"].mean
+    rows = scores["full data"].splits["test"].rows
     table = Table(title=f"VADER movie reviews, MiniLM-L6, accuracy on {rows:,} test sentences")
     for column in ("trained on", "accuracy", "spread", "learners", "of full data"):
         table.add_column(column, justify="left" if column == "trained on" else "right")
-    for name, results in scores.items():
-        accuracy = results["metrics"]["accuracy"]
-        spread = "" if accuracy["std"] is None else f"± {accuracy['std']:.3f}"
-        table.add_row(name, f"{accuracy['mean']:.3f}", spread, str(accuracy["n"]), f"{accuracy['mean'] / full:.1%}")
+    for name, result in scores.items():
+        accuracy = result.metrics["accuracy"]
+        spread = "" if accuracy.std is None else f"± {accuracy.std:.3f}"
+        table.add_row(name, f"{accuracy.mean:.3f}", spread, str(accuracy.n), f"{accuracy.mean / full:.1%}")
     console = Console(width=100)
     console.print(table)
     console.print(f"fine-tuned on the distilled set in {tuned['seconds']:.2f} s: {tuned['output']}")

@@ -33,12 +33,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         small = Path(folder, "small")
         distilled.save_pretrained(small, dtype=torch.float16)
         config.base.save_dir = folder
-        results = evaluate(small, config)
-    scores = {"scores": results["metrics"], "splits": results["splits"]}
+        result = evaluate(small, config)
+    stated = result.to_dict()
+    scores = {"scores": stated["metrics"], "splits": stated["splits"]}
     distilled.without_local_paths().save_pretrained(given.output, dtype=torch.float16, **scores)
     size = sum(file.stat().st_size for file in given.output.iterdir())
-    accuracy = results["metrics"]["accuracy"]
-    print(f"{given.output}: {size / 1e3:,.0f} kB, accuracy {accuracy['mean']:.4f} (n={accuracy['n']})")
+    accuracy = result.metrics["accuracy"]
+    print(f"{given.output}: {size / 1e3:,.0f} kB, accuracy {accuracy.mean:.4f} (n={accuracy.n})")
 
 
 if __name__ == "__main__":

@@ -82,8 +82,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         config.base.save_dir = folder
         for described, place in encoders(name, other, Path(folder)):
             config.model.model_name = place
-            accuracy = evaluate(given.distilled_dir, config)["metrics"]["accuracy"]
-            print(f"| {described} | {accuracy['mean']:.4f} ± {accuracy['std'] or 0:.4f} |", flush=True)
+            accuracy = evaluate(given.distilled_dir, config).metrics["accuracy"]
+            print(f"| {described} | {accuracy.mean:.4f} ± {accuracy.std or 0:.4f} |", flush=True)
 
 
 if __name__ == "__main__":

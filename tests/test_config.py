@@ -249,8 +249,9 @@ EXPERIMENTS = sorted(str(file.relative_to(EXPERIMENT_DIR).with_suffix("")) for f
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_experiment_runs(name: str, tiny_bert: Path, toy_data: Path, tmp_path: Path) -> None:
     settings = toy.overrides(tiny_bert, toy_data, tmp_path)
-    results = distill(compose(f"experiment={name}", *settings, "train.epoch=1"))
-    assert results["outer_steps"] == 2
+    result = distill(compose(f"experiment={name}", *settings, "train.epoch=1"))
+    assert result.training is not None
+    assert result.training.outer_steps == 2
     assert len(list(tmp_path.glob("**/results.json"))) == 1
 
 

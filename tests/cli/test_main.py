@@ -33,6 +33,7 @@ from textdistill.cli.main import VERB_HELP, _quoted, main
 from textdistill.commands import distill as commands
 from textdistill.distilled import storage
 from textdistill.distilled.dataset import DistilledDataset
+from textdistill.runs.results import ModelId, RunResult, SplitSize, TrainingSummary
 from textdistill.training import trainer
 
 pytestmark = pytest.mark.usefixtures("process_state")
@@ -286,16 +287,17 @@ def test_sweep_makes_a_folder_and_a_tracked_run_for_every_job(
 def test_sweep_line_of_the_reference(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Its README's line composes as it is; jobs get folders of their own, after the MLflow run of the sweep."""
     seen: list[Any] = []
-    results = {"task": "", "model": {"name": ""}, "protocol": "", "seed": 0, "metrics": {}}
-    results |= {"splits": {"test": {"rows": 0, "source": ""}}, "validation": {"loss": 0.5}}
+    training = TrainingSummary(outer_steps=0, training_seconds=0.0, validation={"loss": 0.5})
+    splits = {"test": SplitSize("", 0)}
+    result = RunResult("", ModelId("", None), "", splits, seed=0, metrics={}, versions={}, training=training)
 
-    def fake(run_config: config.RunConfig, composed: dict[str, str]) -> dict[str, Any]:
+    def fake(run_config: config.RunConfig, composed: dict[str, str]) -> RunResult:
         run_config.check()
         overrides = yaml.safe_load(composed["overrides.yaml"])
         assert "data.task_name=sst2" in overrides
         assert f"distilled_data.lr_init={run_config.distilled_data.lr_init}" in overrides
         seen.append(run_config)
-        return results
+        return result
 
     monkeypatch.setattr(commands, "distill", fake)
     sweep_run = Mock(side_effect=lambda *arguments: seen.append(arguments) or Mock())

@@ -9,6 +9,7 @@ import re
 import shlex
 import termios
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing.reduction import DupFd
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from tests.support.forkserver import FRESH
 from textdistill.cli.main import main
 from textdistill.cli.terminal import print_next, print_results, print_set, print_trials, print_verified
 from textdistill.commands import distill as commands
+from textdistill.commands.evaluate import Spread, Verification, VerifiedMetric
+from textdistill.runs.results import ModelId, RunResult, Score, SplitSize, TrainingSummary
 
 pytestmark = pytest.mark.usefixtures("process_state")
 
@@ -48,20 +51,17 @@ def settings(tiny_bert: Path, toy_data: Path, tmp_path: Path) -> Callable[..., l
     return settings
 
 
-def results(**other: Any) -> dict[str, Any]:
-    metrics = {
-        "loss": {"mean": 0.5, "std": None, "n": 1, "values": [0.5]},
-        "accuracy": {"mean": 0.875, "std": 0.0625, "n": 2, "values": [0.8125, 0.9375]},
-    }
-    return {
-        "task": "toy",
-        "model": {"name": "tiny"},
-        "protocol": "clean",
-        "splits": {"test": {"rows": 60, "source": "test"}},
-        "seed": 42,
-        "metrics": metrics,
-        **other,
-    }
+def results(**other: Any) -> RunResult:
+    result = RunResult(
+        task="toy",
+        model=ModelId("tiny", None),
+        protocol="clean",
+        splits={"test": SplitSize("test", 60)},
+        seed=42,
+        metrics={"loss": Score.of([0.5]), "accuracy": Score(0.875, 0.0625, 2, [0.8125, 0.9375])},
+        versions={},
+    )
+    return replace(result, **other)
 
 
 def found(**other: Any) -> dict[str, Any]:
@@ -84,7 +84,7 @@ def found(**other: Any) -> dict[str, Any]:
 
 def test_results_in_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "distilled").mkdir()
-    print_results(results(best_step=40, outer_steps=50, training_seconds=3661.4), tmp_path)
+    print_results(results(training=TrainingSummary(50, 3661.4, best_step=40)), tmp_path)
     assert printed(capsys).splitlines() == [
         "toy, tiny, protocol clean, 60 rows (test), seed 42",
         "  loss       0.5000 (n=1 learners)",
@@ -153,7 +153,7 @@ def test_names_do_not_reach_the_terminal_as_commands(
     bad = "[red]x\x1b[2J\x07\n\u202e[/red]"
     card = {"task": bad, "class_names": [bad, "yes"], "model": {"name": bad, "revision": None}}
     print_set(found(card=card, tokens=[[[{"token": bad, "cosine": 0.5}]]]))
-    print_results(results(task=bad, model={"name": bad}), tmp_path)
+    print_results(results(task=bad, model=ModelId(bad, None)), tmp_path)
     out = printed(capsys)
     assert not {"\x1b", "\x07", "\u202e"} & set(out)
     assert out.count("[red]x�[2J���[/red]") == 6
@@ -178,9 +178,8 @@ def test_trials(capsys: pytest.CaptureFixture[str], request: pytest.FixtureReque
 
 
 def test_verified(capsys: pytest.CaptureFixture[str]) -> None:
-    score = {"mean": 0.5, "std": 0.125, "n": 2}
-    metrics = {"accuracy": {"stated": score, "measured": score | {"mean": 0.25}, "within": False}}
-    print_verified({"metrics": metrics, "same_data": False, "same_model": True, "unusual": []})
+    metric = VerifiedMetric(Spread(0.5, 0.125, 2), Spread(0.25, 0.125, 2), within=False)
+    print_verified(Verification({"accuracy": metric}, same_data=False, same_model=True, anomalies=[]))
     assert printed(capsys).splitlines() == [
         "note: the data measured with differ from what the card names",
         "  accuracy   stated   0.5000 ± 0.1250 (n=2 learners)",

@@ -72,7 +72,7 @@ def test_better_than_the_defaults(study: Study) -> None:
     assert found["best"]["validation_loss"] == min(
         trial["validation_loss"] for trial in found["trials"] if trial["state"] == "complete"
     )
-    assert found["results"]["validation"]["loss"] == found["best"]["validation_loss"]
+    assert found["results"].training.validation["loss"] == found["best"]["validation_loss"]
     # None of a run's own process; the run writes down how many there were.
     again = [*found["overrides"], "train.batches_per_step=1"]
     assert compose(*again).fixed() == load_run_config(Path(found["run_dir"])).fixed()
@@ -127,7 +127,7 @@ def test_same_command_again(
     assert command.startswith(f"textdistill distill data.task_name=toy data.path={toy_data} 'data.text_columns=[text]'")
     assert command.endswith(" ".join(found["best"]["overrides"]))
     results = json.loads(Path(found["run_dir"], "results.json").read_text())
-    assert results["metrics"] == found["results"]["metrics"]
+    assert results["metrics"] == found["results"].to_dict()["metrics"]
 
 
 def die_in_the_second_trial(given: list[str]) -> None:

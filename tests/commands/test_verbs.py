@@ -11,7 +11,7 @@ import shutil
 import signal
 import sqlite3
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def finished(tiny_bert: Path, toy_data: Path, root: Path) -> dict[str, Any]:
     """The results of one distillation whose run folder is ``root / "run"``."""
     config = compose(*toy.overrides(tiny_bert, toy_data, root, f"base.save_dir={root}/run", *SETTINGS))
-    return distill(config)
+    return distill(config).to_dict()
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +162,7 @@ def test_results(finished: dict[str, Any], root: Path, tiny_bert: Path) -> None:
     assert 0 < results["checkpoint_seconds"] < results["training_seconds"] < results["seconds"]
     assert results["peak_memory_bytes"] > 2**26
     assert results["clipped_steps"] in range(4)
-    assert set(results["versions"]) == {"textdistill", "torch", "transformers", "datasets"}
+    assert set(results["versions"]) == {"results", "textdistill", "torch", "transformers", "datasets"}
     for name, metric in results["metrics"].items():
         assert set(metric) == {"mean", "std", "n", "values"}
         assert metric["n"] == len(metric["values"]) == 3
@@ -212,7 +212,7 @@ def test_selection_never_reads_the_test_split(
 
     monkeypatch.setattr(context_module, "tokenize", sealing)
     monkeypatch.setattr(commands, "fit", fitting)
-    assert distill(composed())["splits"]["test"]["rows"] == 60
+    assert distill(composed()).splits["test"].rows == 60
     events.clear()
     with pytest.raises(AssertionError, match="selection read"):
         distill(composed("train.skip_train=true", f"base.save_dir={tmp_path}/other"))
@@ -225,7 +225,7 @@ def test_data_that_are_too_few_leave_no_run_folder(composed: Compose, tmp_path: 
 
 
 def test_skip_train(composed: Compose, tmp_path: Path) -> None:
-    results = distill(composed("train.skip_train=true"))
+    results = distill(composed("train.skip_train=true")).to_dict()
     assert results["outer_steps"] == 0
     assert "validation" not in results
     assert not (tmp_path / "run" / "checkpoints").exists()
@@ -242,7 +242,7 @@ def test_pretrained_data_path_goes_on_from_a_saved_set(
 ) -> None:
     same = distill(composed(*SETTINGS, f"distilled_data.pretrained_data_path={distilled_dir}", "train.skip_train=true"))
     assert_equal(tensors(tmp_path / "run" / "distilled"), tensors(distilled_dir))
-    assert same["metrics"] == finished["metrics"]
+    assert same.to_dict()["metrics"] == finished["metrics"]
     other = f"base.save_dir={tmp_path}/other"
     distill(composed(*SETTINGS, f"distilled_data.pretrained_data_path={distilled_dir}", other))
     first, *_ = map(strict_json, (tmp_path / "other" / "metrics.jsonl").read_text().splitlines())
@@ -349,7 +349,7 @@ def test_folder_that_is_being_written_is_refused(copied: Path, composed: Compose
 def test_finished_run_gives_its_results_again(copied: Path, finished: dict[str, Any], root: Path) -> None:
     """In the folder where it is now."""
     (copied / "results.json").unlink()
-    again = resume(copied)
+    again = resume(copied).to_dict()
     assert timeless(again) == timeless(finished)
     assert strict_json((copied / "results.json").read_text()) == again
     assert_same_run(copied, root / "run")
@@ -480,7 +480,7 @@ def test_run_that_mlflow_failed_in_is_completed(
     run_dir = tmp_path / "run"
     with monkeypatch.context() as patch:
         patch.setattr(MlflowClient, "log_batch", locked)
-        results = distill(composed(*TRACKED, "train.max_steps=4"), {"overrides.yaml": "x"})
+        result = distill(composed(*TRACKED, "train.max_steps=4"), {"overrides.yaml": "x"})
     (warning,) = our_warnings(caplog)
     assert f"OperationalError: database is locked); the run goes on and is recorded in {run_dir}/" in warning
     assert f"textdistill track {run_dir} completes" in warning
@@ -492,7 +492,7 @@ def test_run_that_mlflow_failed_in_is_completed(
     assert track(run_dir) == run.info.run_id
     run, found = in_mlflow(tmp_path, run_dir)
     assert found == in_lines(run_dir)
-    assert found["avg.loss", 4][0] == results["metrics"]["loss"]["mean"]
+    assert found["avg.loss", 4][0] == result.metrics["loss"].mean
     assert run.info.status == "FINISHED"
     assert run.data.params["train.max_steps"] == "4"
     assert artifacts_of(tmp_path, run) == {".hydra", "best", "last", "run.log", "results.json"}
@@ -554,13 +554,13 @@ def test_mlflow_run_of_an_interrupted_run_is_killed(
 def test_verify_measures_what_is_stated(
     finished: dict[str, Any], distilled_dir: Path, composed: Compose, tmp_path: Path
 ) -> None:
-    found = strict_json(json.dumps(verify(distilled_dir, composed(*SETTINGS))))
-    assert found["verified"] is found["same_data"] is found["same_model"] is True
-    assert found["unusual"] == []
-    assert set(found["metrics"]) == {"loss", "accuracy"}
-    for name, metric in found["metrics"].items():
+    verification = verify(distilled_dir, composed(*SETTINGS))
+    assert verification.verified is verification.same_data is verification.same_model is True
+    assert verification.anomalies == []
+    assert set(verification.metrics) == {"loss", "accuracy"}
+    for name, metric in verification.metrics.items():
         expected = {key: finished["metrics"][name][key] for key in ("mean", "std", "n")}
-        assert metric == {"stated": expected, "measured": expected, "within": True}
+        assert asdict(metric) == {"stated": expected, "measured": expected, "within": True}
     assert not (tmp_path / "run").exists(), "it writes nothing"
 
 
@@ -589,9 +589,9 @@ def test_verify_allows_the_stated_spread(
 ) -> None:
     stated = {"mean": finished["metrics"]["loss"]["mean"] + shift, "std": std, "n": 3}
     found = verify(stating(distilled_dir, tmp_path / "set", loss=stated), composed(*SETTINGS))
-    assert found["metrics"]["loss"]["within"] is found["verified"] is within
-    assert found["metrics"]["loss"]["stated"] == stated
-    assert found["metrics"]["accuracy"]["within"]
+    assert found.metrics["loss"].within is found.verified is within
+    assert asdict(found.metrics["loss"].stated) == stated
+    assert found.metrics["accuracy"].within
 
 
 def test_verify_says_that_data_or_model_are_others(
@@ -601,7 +601,7 @@ def test_verify_says_that_data_or_model_are_others(
     shutil.copytree(toy_data, data)
     (data / "test.csv").write_text((data / "test.csv").read_text().replace("cat", "dog"))
     found = verify(distilled_dir, composed(*SETTINGS, f"data.path={data}"))
-    assert (found["same_data"], found["same_model"]) == (False, True)
+    assert (found.same_data, found.same_model) == (False, True)
 
 
 def test_verify_needs_a_stated_score(distilled_dir: Path, composed: Compose, tmp_path: Path) -> None:
@@ -630,14 +630,14 @@ def test_one_flipped_bit_is_named(name: str, distilled_dir: Path, composed: Comp
 def test_evaluate_repeats_the_score_of_distill(
     finished: dict[str, Any], distilled_dir: Path, composed: Compose, tmp_path: Path
 ) -> None:
-    results = evaluate(distilled_dir, composed("base.seed=5", "evaluate.n_eval_model=3"))
+    results = evaluate(distilled_dir, composed("base.seed=5", "evaluate.n_eval_model=3")).to_dict()
     assert results["metrics"] == finished["metrics"]
     assert results == strict_json((tmp_path / "run" / "results.json").read_text())
     assert results["distilled"] == str(distilled_dir)
     shared = ("task", "model", "protocol", "splits", "seed", "versions")
     assert {key: results[key] for key in shared} == {key: finished[key] for key in shared}
     other = evaluate(distilled_dir, composed("base.seed=6", "evaluate.n_eval_model=3"))
-    assert other["metrics"]["loss"]["values"] != finished["metrics"]["loss"]["values"]
+    assert other.metrics["loss"].values != finished["metrics"]["loss"]["values"]
 
 
 def test_evaluate_refuses_other_classes(distilled_dir: Path, composed: Compose, toy_data: Path, tmp_path: Path) -> None:
@@ -698,7 +698,8 @@ def test_another_model_of_the_same_width(
     """Attention labels of other layers and heads are left out, and the record says so."""
     model = save_model(BertConfig(**{**tiny_bert_config().to_dict(), **change}), tmp_path / "other-model")
     caplog.set_level("WARNING", "textdistill")
-    results = evaluate(distilled_dir, composed(f"model.model_name={model}", "base.seed=5", "evaluate.n_eval_model=1"))
+    config = composed(f"model.model_name={model}", "base.seed=5", "evaluate.n_eval_model=1")
+    results = evaluate(distilled_dir, config).to_dict()
     assert "attention labels are left out: the set was made for" in caplog.text
     assert results["distilled_data"]["attention_label_type"] == "none"
     assert results["made_for"] == DistilledDataset.from_pretrained(distilled_dir).metadata.model.name
@@ -806,7 +807,7 @@ def test_show_does_without_the_model(distilled_dir: Path, tmp_path: Path, caplog
 
 @pytest.mark.parametrize("kind", ["random", "k-centers", "herding"])
 def test_baseline_inner_loop(kind: str, composed: Compose, finished: dict[str, Any], tmp_path: Path) -> None:
-    results = baseline(kind, composed("base.seed=5", "evaluate.n_eval_model=6"))
+    results = baseline(kind, composed("base.seed=5", "evaluate.n_eval_model=6")).to_dict()
     assert results == strict_json((tmp_path / "run" / "results.json").read_text())
     assert (results["baseline"], results["training"], results["train_step"]) == (kind, "inner_loop", 1)
     assert results["data_per_label"] == 1
@@ -817,14 +818,14 @@ def test_baseline_inner_loop(kind: str, composed: Compose, finished: dict[str, A
 
 
 def test_baseline_ordinary(composed: Compose, finished: dict[str, Any]) -> None:
-    results = baseline("herding", composed("distilled_data.data_per_label=2"), baselines.Training.ordinary)
+    results = baseline("herding", composed("distilled_data.data_per_label=2"), baselines.Training.ordinary).to_dict()
     assert (results["baseline"], results["training"], results["data_per_label"]) == ("herding", "ordinary", 2)
     assert "lr" not in results
     assert results["splits"] == finished["splits"]
 
 
 def test_baseline_full(composed: Compose, finished: dict[str, Any], tmp_path: Path) -> None:
-    results = baseline("full", composed("base.seed=5"))
+    results = baseline("full", composed("base.seed=5")).to_dict()
     assert results == strict_json((tmp_path / "run" / "results.json").read_text())
     assert results["baseline"] == "full"
     assert results["metrics"]["accuracy"]["std"] is None

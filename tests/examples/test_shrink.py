@@ -42,5 +42,5 @@ def test_shrink(tiny_bert: Path, toy_data: Path, tmp_path: Path, capsys: pytest.
     assert "(n=3)" in capsys.readouterr().out
 
     config.evaluate.n_eval_model = 3
-    accuracy = verify(output, config)["metrics"]["accuracy"]
-    assert accuracy["measured"] == accuracy["stated"]
+    accuracy = verify(output, config).metrics["accuracy"]
+    assert accuracy.measured == accuracy.stated

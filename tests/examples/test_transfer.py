@@ -38,14 +38,14 @@ def test_every_encoder_is_scored(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     settings = toy.overrides(tiny_bert, toy_data, tmp_path, f"base.save_dir={tmp_path}/run")
-    results = distill(compose(*settings, "distilled_data.attention_label_type=cls"))
+    result = distill(compose(*settings, "distilled_data.attention_label_type=cls"))
     monkeypatch.setitem(SCRIPT["encoders"].__globals__, "CHECKPOINTS", (1, 2))
     capsys.readouterr()
     SCRIPT["main"]([str(tmp_path / "run" / "distilled"), str(pairs), *settings])
     lines = capsys.readouterr().out.splitlines()
     found = dict(line.strip("| ").split(" | ") for line in lines if line.startswith("|"))
-    own = results["metrics"]["accuracy"]
-    assert found.pop("the same") == f"{own['mean']:.4f} ± {own['std']:.4f}"
+    own = result.metrics["accuracy"]
+    assert found.pop("the same") == f"{own.mean:.4f} ± {own.std:.4f}"
     assert set(found) == {
         "encoder", "---", "its first 1 layers of 2", "after 1 steps on mrpc", "after 2 steps on mrpc",
     }  # fmt: skip

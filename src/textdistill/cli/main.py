@@ -17,7 +17,10 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+if TYPE_CHECKING:
+    from textdistill.runs.results import RunResult
 
 from textdistill import __version__
 
@@ -250,12 +253,13 @@ def _distill(debug: bool, arguments: list[str]) -> None:
 
         # Inside the job: Hydra would print a traceback for an exception, and lets an exit through.
         fail = job_failed if sweep else _fail
-        results = _guarded(distill, run_config, composed, debug=debug, fail=fail)
+        result = _guarded(distill, run_config, composed, debug=debug, fail=fail)
         run_dir = Path(run_config.base.save_dir)
-        _print_results(results, run_dir, {} if sweep else _after_run(run_dir))
+        _print_results(result, run_dir, {} if sweep else _after_run(run_dir))
         # Without training there is no validation, and a sweeper must not choose by the reported split.
-        selected: float = results["validation"]["loss"] if "validation" in results else math.nan
-        return selected
+        assert result.training is not None
+        validation = result.training.validation
+        return math.nan if validation is None else validation["loss"]
 
     with ExitStack() as stack:
         if _rank() > 0:
@@ -289,7 +293,7 @@ def _verify(arguments: list[str]) -> None:
     folder, made_for, overrides = _set_and_overrides("verify", arguments)
     found = verify(folder, compose(*made_for, *overrides))
     terminal.print_verified(found)
-    if not found["verified"]:
+    if not found.verified:
         _fail(f"{folder}: the measured score is outside the stated spread")
     print(f"verified: {folder}")
 
@@ -449,13 +453,13 @@ def _only(verb: str, name: str, arguments: list[str]) -> str:
     return arguments[0]
 
 
-def _print_results(results: dict[str, Any], folder: Path, steps: Mapping[str, Sequence[str]]) -> None:
-    """Results, and commands to go on with by what they are for; in process 0."""
+def _print_results(result: RunResult, folder: Path, steps: Mapping[str, Sequence[str]]) -> None:
+    """Prints a result, and commands to go on with by what they are for; in process 0."""
     from textdistill.cli import terminal
 
     if _rank() > 0:
         return
-    terminal.print_results(results, folder)
+    terminal.print_results(result, folder)
     if steps:
         terminal.print_next(steps)
 

@@ -9,41 +9,46 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from textdistill.runs.folder import RESULTS_FILE
+from textdistill.runs.folder import RunFolder
+from textdistill.runs.results import RunResult, Score
+
+if TYPE_CHECKING:
+    from textdistill.commands.evaluate import Spread, Verification
 
 
-def print_results(results: Mapping[str, Any], folder: Path) -> None:
-    """The scores of a run or baseline, how long it trained, and where its files are.
+def print_results(result: RunResult, folder: Path) -> None:
+    """Prints the scores of a run or baseline, how long it trained, and where its files are.
 
     Args:
-        results: as ``results.json`` holds them.
-        folder: where that file is; a set beside it is named too.
+        result: of the run or baseline.
+        folder: its run folder; a distilled set in it is named too.
 
     """
-    rows = results["splits"]["test"]
-    about = f"{results['task']}, {results['model']['name']}, protocol {results['protocol']}"
-    print(_plain(f"{about}, {rows['rows']} rows ({rows['source']}), seed {results['seed']}"))
+    test, run_folder = result.splits["test"], RunFolder(folder)
+    about = f"{result.task}, {result.model.name}, protocol {result.protocol}"
+    print(_plain(f"{about}, {test.rows} rows ({test.source}), seed {result.seed}"))
     if _on_terminal():
         cells = [
-            [name, f"{m['mean']:.4f}", _deviation(m), f"{min(m['values']):.4f}", f"{max(m['values']):.4f}", str(m["n"])]
-            for name, m in results["metrics"].items()
+            [name, f"{s.mean:.4f}", _deviation(s.std), f"{min(s.values):.4f}", f"{max(s.values):.4f}", str(s.n)]
+            for name, s in result.metrics.items()
         ]
         _print_table(["metric", *map(_number, ("mean", "±", "least", "greatest", "learners"))], cells)
     else:
-        for name, metric in results["metrics"].items():
-            print(f"  {name:10} {_spread(metric)}")
-    if "best_step" in results:
-        took = timedelta(seconds=round(results["training_seconds"]))
-        print(f"trained: {results['outer_steps']} outer steps in {took}, the best after {results['best_step']}")
-    print(f"results: {folder / RESULTS_FILE}")
-    if (folder / "distilled").exists():
-        print(f"distilled set: {folder / 'distilled'}")
+        for name, score in result.metrics.items():
+            print(f"  {name:10} {_spread(score)}")
+    if result.training is not None and result.training.best_step is not None:
+        took = timedelta(seconds=round(result.training.training_seconds))
+        steps = result.training.outer_steps
+        print(f"trained: {steps} outer steps in {took}, the best after {result.training.best_step}")
+    print(f"results: {run_folder.results}")
+    if run_folder.distilled.exists():
+        print(f"distilled set: {run_folder.distilled}")
 
 
 def print_set(found: Mapping[str, Any]) -> None:
@@ -71,15 +76,15 @@ def print_set(found: Mapping[str, Any]) -> None:
                 print(f"  {heading}: {line}")
 
 
-def print_verified(found: Mapping[str, Any]) -> None:
-    """Stated and measured scores of a set, and what is unusual in it, as ``commands.verify`` found them."""
-    for thing in ("data", "model"):
-        if not found[f"same_{thing}"]:
+def print_verified(verification: Verification) -> None:
+    """Prints stated and measured scores of a set, and what looks unusual in it."""
+    for thing, same in (("data", verification.same_data), ("model", verification.same_model)):
+        if not same:
             print(f"note: the {thing} measured with differ from what the card names")
-    for name, metric in found["metrics"].items():
-        print(f"  {name:10} stated   {_spread(metric['stated'])}")
-        print(f"  {'':10} measured {_spread(metric['measured'])}: {'within' if metric['within'] else 'outside'}")
-    for line in found["unusual"] or ["nothing"]:
+    for name, metric in verification.metrics.items():
+        print(f"  {name:10} stated   {_spread(metric.stated)}")
+        print(f"  {'':10} measured {_spread(metric.measured)}: {'within' if metric.within else 'outside'}")
+    for line in verification.anomalies or ["nothing"]:
         print(f"unusual: {line}")
 
 
@@ -136,12 +141,12 @@ def _sample(found: Mapping[str, Any], index: int) -> dict[str, list[str]]:
     return sample
 
 
-def _spread(metric: Mapping[str, Any]) -> str:
-    return " ".join(filter(None, (f"{metric['mean']:.4f}", _deviation(metric), f"(n={metric['n']} learners)")))
+def _spread(score: Score | Spread) -> str:
+    return " ".join(filter(None, (f"{score.mean:.4f}", _deviation(score.std), f"(n={score.n} learners)")))
 
 
-def _deviation(metric: Mapping[str, Any]) -> str:
-    return "" if metric["std"] is None else f"± {metric['std']:.4f}"
+def _deviation(std: float | None) -> str:
+    return "" if std is None else f"± {std:.4f}"
 
 
 def _on_terminal() -> bool:

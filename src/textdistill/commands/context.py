@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
 from importlib.metadata import version
-from pathlib import Path
-from typing import Any
 
 from textdistill.config import RunConfig
-from textdistill.core.files import replacing
 from textdistill.core.processes import Processes
 from textdistill.data.task import TextTask, load_task
 from textdistill.data.tokens import TokenizedSplit, tokenize
@@ -20,9 +16,16 @@ from textdistill.distilled.dataset import DistilledDataset
 from textdistill.distilled.spec import SetMetadata, model_metadata
 from textdistill.evaluation.scoring import score, trained_on
 from textdistill.method.learner import Learner
-from textdistill.runs.results import Score
-
-Results = dict[str, Any]
+from textdistill.runs.results import (
+    BaselineSettings,
+    ModelId,
+    RunResult,
+    Score,
+    SetShape,
+    SetSource,
+    SplitSize,
+    TrainingSummary,
+)
 
 
 class RunContext:
@@ -40,11 +43,10 @@ class RunContext:
 
     """
 
-    def __init__(self, config: RunConfig) -> None:
+    def __init__(self, config: RunConfig, processes: Processes) -> None:
         config.check()
-        self.config = config
-        self.processes = Processes()
-        with self.processes.main_first():
+        self.config, self.processes = config, processes
+        with processes.main_first():
             self.task: TextTask = load_task(config.data, config.base.seed)
         self.learner = Learner(config.model, self.task.class_names)
         if config.data.max_length > self.learner.max_positions:
@@ -52,9 +54,9 @@ class RunContext:
                 f"data.max_length must be at most the {self.learner.max_positions} positions of"
                 f" model.model_name={self.learner.name}, got {config.data.max_length}"
             )
-        with self.processes.main_first():
+        with processes.main_first():
             self.splits: dict[str, TokenizedSplit] = tokenize(self.task, self.learner.tokenizer, config.data)
-        self.learner.to(self.processes.device)
+        self.learner.to(processes.device)
 
     @property
     def metadata(self) -> SetMetadata:
@@ -68,24 +70,48 @@ class RunContext:
         }
         return SetMetadata(self.task.name, self.task.class_names, model_metadata(self.learner), data)
 
-    def results(self, scores: Mapping[str, Score]) -> Results:
-        """What every score is reported with; raises FloatingPointError for a learner that diverged."""
+    def result(
+        self,
+        scores: Mapping[str, Score],
+        seconds: float,
+        *,
+        shape: SetShape | None = None,
+        training: TrainingSummary | None = None,
+        baseline: BaselineSettings | None = None,
+        source: SetSource | None = None,
+        peak_memory_bytes: int | None = None,
+    ) -> RunResult:
+        """Puts scores on the test split together with the data, model, seed and versions that they belong to.
+
+        Raises:
+            FloatingPointError: a learner diverged, so that its loss is not finite.
+
+        """
         if not math.isfinite(scores["loss"].mean):
             raise FloatingPointError(
                 f"the losses of the learners on the test split must be finite, got {scores['loss'].values}; lower the"
                 " learning rates, or set evaluate.fp16=false"
             )
-        return {
-            "task": self.task.name,
-            "model": {"name": self.learner.name, "revision": self.learner.revision},
-            "protocol": str(self.task.protocol),
-            "splits": {
-                name: {"source": self.task.sources[name], "rows": len(split)} for name, split in self.splits.items()
-            },
-            "seed": self.config.base.seed,
-            "metrics": {name: asdict(s) for name, s in scores.items()},
-            "versions": {name: version(name) for name in ("textdistill", "torch", "transformers", "datasets")},
-        }
+        return RunResult(
+            task=self.task.name,
+            model=ModelId(self.learner.name, self.learner.revision),
+            protocol=str(self.task.protocol),
+            splits={name: SplitSize(self.task.sources[name], len(split)) for name, split in self.splits.items()},
+            seed=self.config.base.seed,
+            metrics=scores,
+            versions={name: version(name) for name in ("textdistill", "torch", "transformers", "datasets")},
+            seconds=seconds,
+            peak_memory_bytes=peak_memory_bytes,
+            shape=shape,
+            training=training,
+            baseline=baseline,
+            source=source,
+        )
+
+    def write(self, result: RunResult) -> None:
+        """Writes ``results.json`` of the run folder, in process 0."""
+        if self.processes.main:
+            result.write(self.config.run_folder.results)
 
     def check(self, distilled: DistilledDataset) -> None:
         """Raises ValueError unless the set fits the learner and has the classes of the data."""
@@ -109,18 +135,6 @@ class RunContext:
         )  # fmt: skip
 
 
-def set_shape(distilled: DistilledDataset) -> Results:
-    return {
-        "distilled_data": asdict(distilled.config),
-        "learner_train": asdict(distilled.inner_config),
-        "made_for": distilled.metadata.model.name,
-    }
-
-
-def write_results(path: Path, results: Results) -> None:
-    """Writes JSON, whole or not at all, in process 0."""
-    if not Processes().main:
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as partial:
-        partial.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+def set_shape(distilled: DistilledDataset) -> SetShape:
+    """Returns the settings of a set, as ``results.json`` states them."""
+    return SetShape(asdict(distilled.config), asdict(distilled.inner_config), distilled.metadata.model.name)

@@ -13,7 +13,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from textdistill.commands.context import Results, RunContext, set_shape, write_results
+from textdistill.commands.context import RunContext, set_shape
 from textdistill.config import RunConfig, load_run_config
 from textdistill.core.files import replacing
 from textdistill.core.processes import Processes
@@ -22,7 +22,7 @@ from textdistill.distilled.initial import initial_set
 from textdistill.evaluation.scoring import score, trained_on
 from textdistill.runs.metrics import NullTracker, Tracker
 from textdistill.runs.mlflow import Status
-from textdistill.runs.results import Score
+from textdistill.runs.results import RunResult, TrainingSummary
 from textdistill.runs.tracker import RunTracker, open_tracker
 from textdistill.training.checkpoint import Checkpoint, load_checkpoint
 from textdistill.training.trainer import Schedule, fit
@@ -34,7 +34,7 @@ class Stopped(Exception):
     """Raised by what watches a training, to end it where it is."""
 
 
-def distill(config: RunConfig, composed: Mapping[str, str] | None = None) -> Results:
+def distill(config: RunConfig, composed: Mapping[str, str] | None = None) -> RunResult:
     """Distils ``config.data`` and scores the result on the reported split.
 
     The run folder ``config.base.save_dir`` receives ``config.yaml``, ``metrics.jsonl``, ``run.log``,
@@ -45,8 +45,8 @@ def distill(config: RunConfig, composed: Mapping[str, str] | None = None) -> Res
         >>> from textdistill import compose
         >>> data = ["data.task_name=mine", "data.path=reviews.csv"]
         >>> data += ["data.text_columns=[text]", "data.label_column=label"]
-        >>> results = distill(compose(*data, "train.max_steps=200", "base.save_dir=save/reviews"))
-        >>> sorted(results["metrics"])
+        >>> result = distill(compose(*data, "train.max_steps=200", "base.save_dir=save/reviews"))
+        >>> sorted(result.metrics)
         ['accuracy', 'loss']
 
     Under ``torchrun`` every process calls this; process 0 writes.
@@ -56,7 +56,7 @@ def distill(config: RunConfig, composed: Mapping[str, str] | None = None) -> Res
         composed: the files of Hydra's composition by name, kept in ``.hydra/``.
 
     Returns:
-        What ``results.json`` holds.
+        The result; ``results.json`` holds the same.
 
     Raises:
         ValueError: the configuration or the data cannot work; nothing has been written then.
@@ -68,15 +68,17 @@ def distill(config: RunConfig, composed: Mapping[str, str] | None = None) -> Res
     with _training(config, composed or {}) as (context, distilled, record, training):
         started = time.monotonic()
         scores = context.score(distilled)
-        seconds = training["training_seconds"] + time.monotonic() - started
-        cost = {"seconds": seconds, "peak_memory_bytes": Processes().peak_memory_bytes}
-        results = context.results(scores) | set_shape(distilled) | training | cost
+        seconds = training.training_seconds + time.monotonic() - started
+        memory = context.processes.peak_memory_bytes
+        result = context.result(
+            scores, seconds, shape=set_shape(distilled), training=training, peak_memory_bytes=memory
+        )
         if record is not None:
-            _save_results(context.config, distilled, scores, training, results, record)
-    return results
+            _save_results(context.config, distilled, training, result, record)
+    return result
 
 
-def train(config: RunConfig, watched: Callable[[Tracker], Tracker]) -> dict[str, Any]:
+def train(config: RunConfig, watched: Callable[[Tracker], Tracker]) -> TrainingSummary:
     """The first part of ``distill``, which never looks at the reported split.
 
     ``distill`` with ``train.resume`` goes on from its end and adds the score.
@@ -86,7 +88,7 @@ def train(config: RunConfig, watched: Callable[[Tracker], Tracker]) -> dict[str,
         watched: wraps the tracker; may raise ``Stopped`` from it to end the training.
 
     Returns:
-        ``outer_steps``, ``best_step``, ``validation`` (metrics of the best step) and times.
+        How training went: the steps, the best one and its validation metrics, and the times.
 
     Raises:
         Stopped: so the tracker said; the run's record ends as one that was killed.
@@ -97,7 +99,7 @@ def train(config: RunConfig, watched: Callable[[Tracker], Tracker]) -> dict[str,
         return training
 
 
-def resume(run_dir: str | Path) -> Results:
+def resume(run_dir: str | Path) -> RunResult:
     """Goes on with the run of a folder, with the configuration in its ``config.yaml``; see ``distill``.
 
     Raises:
@@ -112,7 +114,7 @@ def resume(run_dir: str | Path) -> Results:
 @contextmanager
 def _training(
     config: RunConfig, composed: Mapping[str, str], watched: Callable[[Tracker], Tracker] = lambda tracker: tracker
-) -> Iterator[tuple[RunContext, DistilledDataset, RunTracker | None, dict[str, Any]]]:
+) -> Iterator[tuple[RunContext, DistilledDataset, RunTracker | None, TrainingSummary]]:
     """A run that holds its folder, is recorded, and has trained its set; its record ends with the block.
 
     Only process 0 has a record.
@@ -121,7 +123,7 @@ def _training(
     if config.train.batches_per_step is None:
         # Written down, so that the run goes on as it began with any number of processes.
         config = replace(config, train=replace(config.train, batches_per_step=processes.count))
-    context = RunContext(config)
+    context = RunContext(config, processes)
     schedule = None
     if not config.train.skip_train:
         schedule = Schedule.of(config.train, context.splits["train"], config.data.train_batch_size)
@@ -136,7 +138,7 @@ def _training(
             record = stack.enter_context(_recorded(config, composed))
         checkpoint = processes.broadcast(checkpoint)
         tracker = record or NullTracker()
-        training: dict[str, Any] = {"outer_steps": 0, "training_seconds": 0.0}
+        training = TrainingSummary(outer_steps=0, training_seconds=0.0)
         if schedule is None:
             tracker.rewind(0)
         else:
@@ -176,25 +178,24 @@ def _status(error: type[BaseException] | None) -> Status:
 def _save_results(
     config: RunConfig,
     distilled: DistilledDataset,
-    scores: Mapping[str, Score],
-    training: Mapping[str, Any],
-    results: Results,
+    training: TrainingSummary,
+    result: RunResult,
     tracker: RunTracker,
 ) -> None:
-    """Writes a finished run's set and results."""
+    """Writes the set of a finished run, its last metrics and its result."""
     distilled.save_pretrained(
         config.run_folder.distilled,
         seed=config.base.seed,
-        versions=results["versions"],
+        versions=dict(result.versions),
         config=asdict(config),
-        scores={name: asdict(s) for name, s in scores.items()},
-        splits=results["splits"],
-        **training,
+        scores={name: asdict(score) for name, score in result.metrics.items()},
+        splits={name: asdict(split) for name, split in result.splits.items()},
+        **{name: value for name, value in asdict(training).items() if value is not None},
     )
-    averages = {f"avg.{name}": s.mean for name, s in scores.items()}
-    deviations = {f"std.{name}": s.std for name, s in scores.items()}
-    tracker.log_metrics({**averages, **deviations}, training["outer_steps"])
-    write_results(config.run_folder.results, results)
+    averages = {f"avg.{name}": score.mean for name, score in result.metrics.items()}
+    deviations = {f"std.{name}": score.std for name, score in result.metrics.items()}
+    tracker.log_metrics({**averages, **deviations}, training.outer_steps)
+    result.write(config.run_folder.results)
 
 
 def _initial_set(config: RunConfig, context: RunContext) -> DistilledDataset:
@@ -255,13 +256,13 @@ def _train(
     tracker: Tracker,
     settings: Mapping[str, Any],
     checkpoint: Checkpoint | None,
-) -> dict[str, Any]:
+) -> TrainingSummary:
     def validate(candidate: DistilledDataset) -> dict[str, float]:
         scores = score(
             trained_on(candidate, context.learner, config.base.seed, "validation"),
             context.learner, context.splits["validation"], context.task.metric_names,
             config.train.n_eval_model, config.data.valid_batch_size,
-            Processes(), config.train.precision, description="validate",
+            context.processes, config.train.precision, description="validate",
         )  # fmt: skip
         deviations = {f"{name}_std": s.std for name, s in scores.items() if s.std is not None}
         return {name: s.mean for name, s in scores.items()} | deviations
@@ -278,11 +279,11 @@ def _train(
         settings,
         checkpoint,
     )
-    return {
-        "outer_steps": result.outer_steps,
-        "best_step": result.best_step,
-        "validation": dict(result.validation),
-        "clipped_steps": result.clipped_steps,
-        "training_seconds": result.seconds,
-        "checkpoint_seconds": result.checkpoint_seconds,
-    }
+    return TrainingSummary(
+        outer_steps=result.outer_steps,
+        training_seconds=result.seconds,
+        best_step=result.best_step,
+        validation=dict(result.validation),
+        clipped_steps=result.clipped_steps,
+        checkpoint_seconds=result.checkpoint_seconds,
+    )

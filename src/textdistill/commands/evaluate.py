@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from textdistill.commands.context import Results, RunContext, set_shape, write_results
+from textdistill.commands.context import RunContext, set_shape
 from textdistill.config import RunConfig
 from textdistill.core.precision import Precision
 from textdistill.core.processes import Processes
@@ -15,9 +16,10 @@ from textdistill.distilled.dataset import DistilledDataset
 from textdistill.distilled.inspection import find_anomalies
 from textdistill.evaluation.baselines import Baseline, Training, coresets, full_data, inner_loop, ordinary
 from textdistill.evaluation.scoring import score
+from textdistill.runs.results import BaselineSettings, RunResult, SetSource
 
 
-def evaluate(distilled_dir: str | Path, config: RunConfig) -> Results:
+def evaluate(distilled_dir: str | Path, config: RunConfig) -> RunResult:
     """Scores a saved set on the reported split of ``config.data`` and writes ``results.json`` to the run folder.
 
     With another encoder than the set was made for, attention labels are left out where layers or heads differ.
@@ -26,7 +28,7 @@ def evaluate(distilled_dir: str | Path, config: RunConfig) -> Results:
         >>> from textdistill import compose
         >>> data = ["data.task_name=mine", "data.path=reviews.csv"]
         >>> data += ["data.text_columns=[text]", "data.label_column=label"]
-        >>> evaluate("DISTILLED_DIR", compose(*data, "evaluate.n_eval_model=2"))["metrics"]["accuracy"]["n"]
+        >>> evaluate("DISTILLED_DIR", compose(*data, "evaluate.n_eval_model=2")).metrics["accuracy"].n
         2
 
     Raises:
@@ -34,27 +36,28 @@ def evaluate(distilled_dir: str | Path, config: RunConfig) -> Results:
 
     """
     distilled = DistilledDataset.from_pretrained(distilled_dir)
-    context = RunContext(config)
+    context = RunContext(config, Processes())
     distilled = adapt_to(distilled, context.learner)
     context.check(distilled)
     distilled.to(context.learner.device)
     started = time.monotonic()
-    results = context.results(context.score(distilled)) | set_shape(distilled)
-    source = {"distilled": str(distilled_dir), "distilled_revision": distilled.revision}
-    results |= source | {"seconds": time.monotonic() - started}
-    write_results(config.run_folder.results, results)
-    return results
+    scores = context.score(distilled)
+    seconds = time.monotonic() - started
+    source = SetSource(str(distilled_dir), distilled.revision)
+    result = context.result(scores, seconds, shape=set_shape(distilled), source=source)
+    context.write(result)
+    return result
 
 
-def baseline(kind: str, config: RunConfig, training: Training = Training.inner_loop) -> Results:
+def baseline(kind: str, config: RunConfig, training: Training = Training.inner_loop) -> RunResult:
     """Scores a baseline on the reported split and writes ``results.json`` to the run folder.
 
     Examples:
         >>> from textdistill import compose
         >>> data = ["data.task_name=mine", "data.path=reviews.csv"]
         >>> data += ["data.text_columns=[text]", "data.label_column=label"]
-        >>> results = baseline("random", compose(*data, "distilled_data.data_per_label=2"))
-        >>> results["data_per_label"]
+        >>> result = baseline("random", compose(*data, "distilled_data.data_per_label=2"))
+        >>> result.baseline.data_per_label
         2
 
     Args:
@@ -67,12 +70,13 @@ def baseline(kind: str, config: RunConfig, training: Training = Training.inner_l
     if kind not in list(Baseline):
         raise ValueError(f"unknown baseline {kind!r}; known baselines: {', '.join(Baseline)}")
     kind = Baseline(kind)
-    context, processes = RunContext(config), Processes()
+    processes = Processes()
+    context = RunContext(config, processes)
     data, seed, train = config.data, config.base.seed, context.splits["train"]
     precision = Precision.of(bf16=config.train.bf16)
     started = time.monotonic()
     count = config.evaluate.n_eval_model
-    extra: dict[str, Any] = {"baseline": kind}
+    settings = BaselineSettings(str(kind))
     if kind is Baseline.full:
         count = 1
         trained = full_data(
@@ -81,34 +85,77 @@ def baseline(kind: str, config: RunConfig, training: Training = Training.inner_l
     else:
         shape, inner = config.distilled_data, config.learner_train
         rows = coresets(kind, context.learner, train, shape.data_per_label, data.valid_batch_size, seed)
-        extra |= {"training": training, "data_per_label": shape.data_per_label}
+        settings = replace(settings, training=str(training), data_per_label=shape.data_per_label)
         if training is Training.ordinary:
             trained = ordinary(context.learner, train, rows, seed, precision)
         else:
-            trained, extra["lr"] = inner_loop(
+            trained, lr = inner_loop(
                 context.learner, context.splits, rows, inner, data.valid_batch_size, seed, processes
             )
-            extra["train_step"] = inner.train_step
+            settings = replace(settings, lr=lr, train_step=inner.train_step)
     scores = score(
         trained, context.learner, context.splits["test"], context.task.metric_names, count, data.test_batch_size,
         processes, config.evaluate.precision, description=f"evaluate {kind}",
     )  # fmt: skip
-    results = context.results(scores) | extra | {"seconds": time.monotonic() - started}
-    write_results(config.run_folder.results, results)
-    return results
+    result = context.result(scores, time.monotonic() - started, baseline=settings)
+    context.write(result)
+    return result
 
 
-def verify(distilled_dir: str | Path, config: RunConfig) -> dict[str, Any]:
-    """Checks a saved set's files, measures again the score that its card states, and looks for what is unusual.
+@dataclass(frozen=True)
+class Spread:
+    """A mean and its sample standard deviation over n learners; ``std`` is None where it is not known."""
+
+    mean: float
+    std: float | None
+    n: int
+
+
+@dataclass(frozen=True)
+class VerifiedMetric:
+    """A metric as the card of a set states it and as it was measured again.
+
+    Attributes:
+        stated: by the card.
+        measured: on fresh learners.
+        within: whether the two means differ by at most the stated standard deviation.
+
+    """
+
+    stated: Spread
+    measured: Spread
+    within: bool
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What ``verify`` returns.
+
+    Attributes:
+        metrics: by name.
+        same_data: whether the data are those that the card names.
+        same_model: whether the encoder is the one that the card names.
+        anomalies: what looks unusual in the tensors, a sentence each; see ``inspection``.
+
+    """
+
+    metrics: Mapping[str, VerifiedMetric]
+    same_data: bool
+    same_model: bool
+    anomalies: list[str]
+
+    @property
+    def verified(self) -> bool:
+        """Whether every metric is within its stated spread."""
+        return all(metric.within for metric in self.metrics.values())
+
+
+def verify(distilled_dir: str | Path, config: RunConfig) -> Verification:
+    """Checks the files of a saved set, measures the score that its card states again, and looks for anomalies.
 
     Args:
         distilled_dir: folder or hub id of the set.
         config: the data and model to measure with.
-
-    Returns:
-        ``metrics``: for each, ``stated`` and ``measured`` (mean, std, n) and ``within``, whether the measured mean is
-        no further from the stated one than the stated standard deviation; ``verified``, whether all are; ``same_data``
-        and ``same_model``, whether data and model are those that the card names; ``unusual``, see ``inspection``.
 
     Raises:
         ValueError: a file is damaged or was changed; the set does not fit; or its card states no score.
@@ -118,23 +165,22 @@ def verify(distilled_dir: str | Path, config: RunConfig) -> dict[str, Any]:
     stated = distilled.metadata.provenance.get("scores")
     if not isinstance(stated, dict):
         raise ValueError(f"{distilled_dir}: the card must state a score to be verified, as that of a finished run does")
-    context = RunContext(config)
+    context = RunContext(config, Processes())
     context.check(distilled)
     distilled.to(context.learner.device)
-    found = {}
+    metrics = {}
     for name, measured in context.score(distilled).items():
         try:
             mean, std, n = (stated[name][key] for key in ("mean", "std", "n"))
-            # Without a spread only the same score will do, but for rounding.
+            # Without a stated deviation, the means may differ by rounding only.
             within = abs(measured.mean - mean) <= (std or 0.0) + 1e-6
         except (KeyError, TypeError) as error:
             raise ValueError(f"{distilled_dir}: the card must state mean, std and n of {name} ({error!r})") from error
-        values = {"mean": measured.mean, "std": measured.std, "n": measured.n}
-        found[name] = {"stated": {"mean": mean, "std": std, "n": n}, "measured": values, "within": within}
-    return {
-        "metrics": found,
-        "verified": all(metric["within"] for metric in found.values()),
-        "same_data": distilled.metadata.data.get("fingerprint") == context.task.fingerprint,
-        "same_model": distilled.metadata.model.revision == context.learner.revision,
-        "unusual": find_anomalies(distilled),
-    }
+        measured_spread = Spread(measured.mean, measured.std, measured.n)
+        metrics[name] = VerifiedMetric(Spread(mean, std, n), measured_spread, within)
+    return Verification(
+        metrics,
+        same_data=distilled.metadata.data.get("fingerprint") == context.task.fingerprint,
+        same_model=distilled.metadata.model.revision == context.learner.revision,
+        anomalies=find_anomalies(distilled),
+    )

@@ -260,7 +260,8 @@ def _run(study: optuna.Study, trial: Trial, config: RunConfig) -> None:
         study.tell(trial, state=TrialState.FAIL)
         return
     try:
-        validation = train(config, lambda tracker: _Reporting(tracker, trial))["validation"]
+        validation = train(config, lambda tracker: _Reporting(tracker, trial)).validation
+        assert validation is not None
     except Stopped as error:
         logger.info("trial %d: %s", trial.number, error)
         study.tell(trial, state=TrialState.PRUNED)
