@@ -59,7 +59,7 @@ def main() -> None:
         "full data": baseline("full", run("full")),
     }
     tuned = finetune(OUTPUT / "distilled" / "distilled", OUTPUT / "model")
-    classify = transformers.pipeline("text-classification", model=tuned["output"])
+    classify = transformers.pipeline("text-classification", model=tuned.output)
 
     full = scores["full data"].metrics["accuracy"].mean
     rows = scores["full data"].splits["test"].rows
@@ -72,7 +72,7 @@ def main() -> None:
         table.add_row(name, f"{accuracy.mean:.3f}", spread, str(accuracy.n), f"{accuracy.mean / full:.1%}")
     console = Console(width=100)
     console.print(table)
-    console.print(f"fine-tuned on the distilled set in {tuned['seconds']:.2f} s: {tuned['output']}")
+    console.print(f"fine-tuned on the distilled set in {tuned.seconds:.2f} s: {tuned.output}")
     for sentence, answer in zip(SENTENCES, classify(list(SENTENCES)), strict=True):
         console.print(f"  {answer['label']:8} {answer['score']:.2f}  {sentence}")
     page = OUTPUT / "report.html"

@@ -733,7 +733,7 @@ def test_finetuned_model_scores_what_evaluate_reports(
     finished: dict[str, Any], distilled_dir: Path, toy_data: Path, tmp_path: Path
 ) -> None:
     done = finetune(distilled_dir, tmp_path / "model", seed=5)
-    assert done["output"] == str(tmp_path / "model")
+    assert done.output == str(tmp_path / "model")
     config = AutoConfig.from_pretrained(tmp_path / "model")
     assert config.id2label == dict(enumerate(CLASS_NAMES))
     assert AutoTokenizer.from_pretrained(tmp_path / "model").model_max_length == 32

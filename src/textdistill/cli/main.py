@@ -354,8 +354,8 @@ def _finetune(arguments: list[str]) -> None:
     parser.add_argument("--export", choices=["onnx"])
     given = parser.parse_args(arguments)
     done = finetune(given.distilled_dir, given.output, given.model, given.seed, given.export == "onnx")
-    print(f"fine-tuned {done['model']} in {done['seconds']:.2f} s; the model is in {done['output']}")
-    classify = f'pipeline("text-classification", {json.dumps(done["output"])})("A text of your own.")'
+    print(f"fine-tuned {done.model} in {done.seconds:.2f} s; the model is in {done.output}")
+    classify = f'pipeline("text-classification", {json.dumps(done.output)})("A text of your own.")'
     terminal.print_next({"classify": ["python", "-c", f"from transformers import pipeline; print({classify})"]})
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,31 @@ from textdistill.method.learner import Learner, ModelConfig
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class FinetunedModel:
+    """A model folder that ``finetune`` wrote.
+
+    Attributes:
+        output: the folder.
+        model: name of the encoder.
+        seconds: wall-clock time of the fine-tuning alone.
+
+    """
+
+    output: str
+    model: str
+    seconds: float
+
+
 def finetune(
     distilled_dir: str | Path, output: str | Path, model: str | None = None, seed: int = 42, onnx: bool = False
-) -> dict[str, Any]:
+) -> FinetunedModel:
     """Fine-tunes a fresh learner on a saved set and writes an ordinary Hugging Face model folder.
 
     The model is learner 0 of ``evaluate`` with ``base.seed=seed``.
 
     Examples:
-        >>> finetune("DISTILLED_DIR", "model")["output"]
+        >>> finetune("DISTILLED_DIR", "model").output
         'model'
 
     Args:
@@ -36,10 +52,13 @@ def finetune(
         output: the folder to write: weights, tokenizer, label names.
         model: encoder; None for the one the set was made for.
         seed: decides the head.
-        onnx: also write ``model.onnx``, see ``export``.
+        onnx: also write ``model.onnx``; needs the extra ``onnx``.
 
     Returns:
-        The output folder, the model's name and the seconds the fine-tuning took.
+        The folder, the encoder and the time of the fine-tuning.
+
+    Raises:
+        ValueError: ``output`` is not a new or empty folder, or the set does not fit the encoder.
 
     """
     if onnx:
@@ -54,13 +73,13 @@ def finetune(
     started = time.monotonic()
     tuned = distilled.finetune(learner, seed)
     seconds = time.monotonic() - started
-    # Texts are cut where distillation and evaluation cut them.
+    # Truncate texts at the length that distillation and evaluation used.
     learner.tokenizer.model_max_length = distilled.metadata.data.get("max_length", learner.max_positions)
     tuned.save_pretrained(output)
     learner.tokenizer.save_pretrained(output)
     if onnx:
         to_onnx(tuned, learner.tokenizer, output / ONNX_FILE)
-    return {"output": str(output), "model": name, "seconds": seconds}
+    return FinetunedModel(str(output), name, seconds)
 
 
 def push(distilled_dir: str | Path, repo_id: str, **options: Any) -> CommitInfo:
