@@ -1,4 +1,4 @@
-"""The configuration of a run: the owners' configs in one, registered with Hydra and checked at the door."""
+"""The configuration of a run: one dataclass for each group of keys, registered with Hydra and checked."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ from textdistill.training.trainer import InnerPrecision, TrainConfig
 logger = logging.getLogger(__name__)
 
 
-# Keys that may change when a run goes on: where things are (data and model are compared by content), how often
-# it looks, and what else records it. train.max_steps and train.epoch join them under a schedule without an end.
+# Keys that may change when a run resumes: paths, intervals and tracking. Data and model are compared by content.
+# train.max_steps and train.epoch may change as well under a schedule that does not depend on the last step.
 CHANGEABLE = re.compile(
     r"base\.(?!seed$).*|tracking"
     r"|data\.(path|datasets_path|preprocessed_datasets_path|num_proc|streaming|force_preprocess)"
@@ -58,7 +58,7 @@ class BaseConfig:
 
 @dataclass
 class RunConfig:
-    """Everything a run depends on. The groups are those of the reference implementation."""
+    """All settings of a run. The groups are those of the reference implementation."""
 
     base: BaseConfig = field(default_factory=BaseConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -102,7 +102,7 @@ class RunConfig:
             logger.warning("%s has no effect: %s", setting, reason)
 
     def fixed(self) -> dict[str, Any]:
-        """The settings, by dotted key, that a run keeps when it goes on from a checkpoint."""
+        """Returns, by dotted key, the settings that must not change when a run resumes from a checkpoint."""
         endless = self.train.scheduler_type == "constant" or (
             self.train.scheduler_type in ("constant_with_warmup", "inverse_sqrt") and self.train.warmup_ratio == 0
         )

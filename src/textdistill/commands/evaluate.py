@@ -20,9 +20,9 @@ from textdistill.runs.results import BaselineSettings, RunResult, SetSource
 
 
 def evaluate(distilled_dir: str | Path, config: RunConfig) -> RunResult:
-    """Scores a saved set on the reported split of ``config.data`` and writes ``results.json`` to the run folder.
+    """Scores a saved set on the test split of ``config.data`` and writes ``results.json`` to the run folder.
 
-    With another encoder than the set was made for, attention labels are left out where layers or heads differ.
+    If the encoder has other layers or heads than the one the set was made for, attention labels are left out.
 
     Examples:
         >>> from textdistill import compose
@@ -50,7 +50,7 @@ def evaluate(distilled_dir: str | Path, config: RunConfig) -> RunResult:
 
 
 def baseline(kind: str, config: RunConfig, training: Training = Training.inner_loop) -> RunResult:
-    """Scores a baseline on the reported split and writes ``results.json`` to the run folder.
+    """Scores a baseline on the test split and writes ``results.json`` to the run folder.
 
     Examples:
         >>> from textdistill import compose
@@ -63,7 +63,7 @@ def baseline(kind: str, config: RunConfig, training: Training = Training.inner_l
     Args:
         kind: ``full``, ``random``, ``k-centers`` or ``herding``; a coreset has as many samples as the distilled set
             of ``config`` would have.
-        config: see there.
+        config: the data, model and shape of the coreset.
         training: of learners on a coreset, ``inner_loop`` or ``ordinary``.
 
     """

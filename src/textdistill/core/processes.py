@@ -1,8 +1,8 @@
-"""The processes of a run: one, or those that ``torchrun`` started, and what they tell each other.
+"""The processes of a run, one or several, and the values that they exchange.
 
     torchrun --nproc_per_node N -m textdistill distill ...
 
-Every process does the same arithmetic on batches and heads of its own; process 0 alone writes.
+Every process does the same arithmetic on its own batches and heads. Only process 0 writes files.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ T = TypeVar("T")
 
 
 class Processes:
-    """The processes of the run, seen from one of them. All must call the same methods in the same order.
+    """The processes of the run, seen from one of them. All processes must call the same methods in the same order.
 
     Attributes:
-        rank: number of this process; 0 for the one that writes.
-        count: how many there are.
-        device: where this one computes.
+        rank: number of this process, from 0; process 0 writes files.
+        count: number of processes.
+        device: the device that this process computes on.
 
     Raises:
         ValueError: several were started, but they cannot reach each other.
@@ -37,7 +37,7 @@ class Processes:
 
     def __init__(self) -> None:
         launched = int(os.environ.get("WORLD_SIZE", 1))
-        # Without being told so, accelerate starts no group of processes that have no accelerator.
+        # On a machine without an accelerator, accelerate forms a group of processes only if cpu=True.
         self._state = PartialState(cpu=launched > 1 and not torch.accelerator.is_available())
         self.rank: int = self._state.process_index
         self.count: int = self._state.num_processes
@@ -55,14 +55,14 @@ class Processes:
 
     @property
     def peak_memory_bytes(self) -> int:
-        """The most that this process has held since it started: tensors on the GPU or, without one, all it has."""
+        """Peak memory of this process in bytes: of tensors on the GPU or, without a GPU, of the whole process."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
-        # In kilobytes, but for macOS.
+        # macOS reports bytes; other systems report kilobytes.
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
     def sum(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Sums over all processes, of tensors of one dtype: one reduction of one flat buffer."""
+        """Sums tensors of one dtype over all processes, with one reduction of one flat buffer."""
         if self.count == 1:
             return list(tensors)
         flat = torch.cat([tensor.flatten() for tensor in tensors])
@@ -75,18 +75,18 @@ class Processes:
         return any(self.gather([flag]))
 
     def gather(self, values: list[T]) -> list[T]:
-        """The values of all processes, in the order of their ranks."""
+        """Returns the values of all processes, in the order of their ranks."""
         gathered: list[T] = gather_object(values) if self.count > 1 else values
         return gathered
 
     def broadcast(self, value: T) -> T:
-        """The value of process 0."""
+        """Returns the value of process 0 in every process."""
         if self.count > 1:
             (value,) = broadcast_object_list([value])
         return value
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """A block that process 0 runs before the others do, so that these find what it has cached."""
+        """Runs a block in process 0 first, so that the other processes find its cached files."""
         with self._state.main_process_first():
             yield
