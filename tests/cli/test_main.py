@@ -29,7 +29,10 @@ from tests.support.fixtures import SaveModel, WithStore
 from tests.support.models import tiny_bert_config
 from tests.support.words import toy_rows
 from textdistill import config
-from textdistill.cli.main import VERB_HELP, _quoted, main
+from textdistill.cli import hydra_app
+from textdistill.cli.help import VERB_HELP
+from textdistill.cli.main import main
+from textdistill.cli.overrides import quoted
 from textdistill.commands import distill as commands
 from textdistill.distilled import storage
 from textdistill.distilled.dataset import DistilledDataset
@@ -299,7 +302,7 @@ def test_sweep_line_of_the_reference(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         seen.append(run_config)
         return result
 
-    monkeypatch.setattr(commands, "distill", fake)
+    monkeypatch.setattr(hydra_app, "distill", fake)
     sweep_run = Mock(side_effect=lambda *arguments: seen.append(arguments) or Mock())
     monkeypatch.setattr(config, "SweepRun", sweep_run)
     main(["distill", *SWEEP_OF_THE_REFERENCE])
@@ -703,7 +706,7 @@ def test_sigterm_of_a_process(settings: Callable[..., list[str]], tmp_path: Path
     "value", ["a b", "it's", "a\\b", "a\\", "a\\'b", "{x}", "[1]", "a,b", "", "null", "1", ["a b", "c'd"], None, 3]
 )
 def test_quoted_value_arrives_as_it_was(value: Any) -> None:
-    (override,) = OverridesParser.create().parse_overrides([f"key={_quoted(value)}"])
+    (override,) = OverridesParser.create().parse_overrides([f"key={quoted(value)}"])
     assert override.value() == value
 
 

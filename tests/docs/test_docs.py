@@ -33,7 +33,8 @@ from tests.support.models import tiny_bert_config
 from tests.support.toy import write_reference_folder
 from tests.support.words import toy_rows
 from textdistill import config
-from textdistill.cli.main import VERB_HELP, main
+from textdistill.cli.help import VERB_HELP
+from textdistill.cli.main import main
 from textdistill.config import RunConfig, compose
 from textdistill.distilled.dataset import DistilledDataset
 from textdistill.method import learner as learner_module

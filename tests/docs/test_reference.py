@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 import textdistill
-from textdistill.cli.main import VERB_HELP, main
+from textdistill.cli.help import VERB_HELP
+from textdistill.cli.main import main
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
 WRITE = "TEXTDISTILL_WRITE_COMMANDS"

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+from textdistill.cli.process import rank
 from textdistill.runs.folder import RunFolder
 from textdistill.runs.results import RunResult, Score
 
@@ -49,6 +50,15 @@ def print_results(result: RunResult, folder: Path) -> None:
     print(f"results: {run_folder.results}")
     if run_folder.distilled.exists():
         print(f"distilled set: {run_folder.distilled}")
+
+
+def print_run(result: RunResult, folder: Path, steps: Mapping[str, Sequence[str]]) -> None:
+    """Prints a result and useful next commands, by purpose; only process 0 prints."""
+    if rank() > 0:
+        return
+    print_results(result, folder)
+    if steps:
+        print_next(steps)
 
 
 def print_set(found: Mapping[str, Any]) -> None:
