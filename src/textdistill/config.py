@@ -219,6 +219,11 @@ def load_run_config(run_dir: Path) -> RunConfig:
     return config
 
 
+def save_run_config(config: RunConfig, path: Path) -> None:
+    """Writes a configuration as a ``config.yaml`` that ``load_run_config`` reads."""
+    OmegaConf.save(OmegaConf.structured(config), path)
+
+
 def to_run_config(config: DictConfig) -> RunConfig:
     """Hydra's tree as typed objects, interpolations resolved."""
     run_config = OmegaConf.to_object(config)

@@ -11,10 +11,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from textdistill.commands.context import RunContext, set_shape
-from textdistill.config import RunConfig, load_run_config
+from textdistill.config import RunConfig, load_run_config, save_run_config
 from textdistill.core.files import replacing
 from textdistill.core.processes import Processes
 from textdistill.distilled.dataset import DistilledDataset
@@ -151,7 +149,7 @@ def _recorded(config: RunConfig, composed: Mapping[str, str]) -> Iterator[RunTra
     """A block whose configuration, log, metrics, files and outcome go to the run folder and to MLflow."""
     folder, base = config.run_folder, config.base
     with replacing(folder.config) as partial:
-        OmegaConf.save(OmegaConf.structured(config), partial)
+        save_run_config(config, partial)
     for name, text in composed.items():
         folder.hydra.mkdir(exist_ok=True)
         (folder.hydra / name).write_text(text, encoding="utf-8")
