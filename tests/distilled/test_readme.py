@@ -11,7 +11,6 @@ import yaml
 from markdown_it import MarkdownIt
 
 from textdistill.distilled.readme import CITATION, readme
-from textdistill.distilled.saving import drop_local_paths
 from textdistill.distilled.spec import (
     DistilledDataConfig,
     LabelType,
@@ -144,24 +143,3 @@ def test_many_classes_are_not_all_named() -> None:
     text = readme(changed(a_spec(), class_names=tuple(f"c{i}" for i in range(1000))), SHAPES, "PATH")
     assert "classifier of 1000 classes (c0, c1, " in text
     assert "c19, ...)." in text
-
-
-@pytest.mark.parametrize(
-    ("value", "kept"),
-    [
-        ("minilm-l6", "minilm-l6"),
-        ("owner/model", "owner/model"),
-        ("World, Sports", "World, Sports"),
-        ("/home/me/models/tiny", "tiny"),
-        ("./models/tiny", "tiny"),
-        ("~/tiny/", "tiny"),
-        (3, 3),
-        (None, None),
-        ({"path": "x", "name": "a"}, {"name": "a"}),
-        ({"save_dir": "x", "save_dir_root": "y", "pretrained_data_path": None, "seed": 1}, {"seed": 1}),
-        ({"a": [{"b": ("/x/y", 0.5)}]}, {"a": [{"b": ("y", 0.5)}]}),
-        ({"direct": "x", "paths_used": 2, "rooted": True}, {"direct": "x", "paths_used": 2, "rooted": True}),
-    ],
-)
-def test_without_places(value: Any, kept: Any) -> None:
-    assert drop_local_paths(value) == kept

@@ -1,4 +1,4 @@
-"""The Hugging Face hub: the dataset repositories that sets are read from and pushed to."""
+"""Dataset repositories on the Hugging Face hub, which sets are read from and pushed to."""
 
 from __future__ import annotations
 
@@ -8,15 +8,18 @@ from pathlib import Path
 
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi, constants, get_token, snapshot_download
 
-# Of httpx in version 1 of huggingface_hub, of httpx2 in version 2; the base of all that the way to the hub can raise.
+# HTTPError is the base class of all network errors: httpx's in huggingface_hub 1, httpx2's in version 2.
 from huggingface_hub.errors import HfHubHTTPError, HTTPError  # type: ignore[attr-defined]
 
 
 def download(repo: str, revision: str | None, names: Sequence[str]) -> Path:
-    """The local copy of files of a dataset repository: a folder named after the commit, in the hub's cache.
+    """Downloads files of a dataset repository to the hub's cache.
+
+    Returns:
+        The folder of the downloaded commit, which is named after the commit.
 
     Raises:
-        FileNotFoundError: there is no such repository or revision, or no way to it.
+        FileNotFoundError: there is no such repository or revision, or the hub cannot be reached.
 
     """
     try:
@@ -29,46 +32,48 @@ def download(repo: str, revision: str | None, names: Sequence[str]) -> Path:
 
 
 def create(repo: str, private: bool | None, token: str | None) -> str:
-    """Makes a dataset repository unless it exists.
+    """Creates a dataset repository unless it exists.
 
     Args:
-        repo: ``owner/name``, or ``name`` for one's own.
-        private: of a new repository; None leaves it to the owner's settings.
-        token: None for the one that the machine is logged in with.
+        repo: ``owner/name``, or ``name`` for a repository of the token's owner.
+        private: whether a new repository is private; None leaves it to the owner's settings.
+        token: None for the token that the machine is logged in with.
 
     Returns:
         ``owner/name``.
 
     Raises:
-        ValueError: there is no token, the name is none that a repository can have, or a repository that should be
-            private exists and is public.
+        ValueError: there is no token, the name breaks the hub's rules, or ``private`` is True and the repository
+            exists and is public.
         OSError: the hub refuses, or cannot be reached.
 
     """
     api = _api(token)
     with _pushing(repo):
-        found: str = api.create_repo(repo, repo_type="dataset", private=private, exist_ok=True).repo_id
-        # The hub leaves an existing repository as it is.
-        if private and not api.dataset_info(found).private:
+        repo_id: str = api.create_repo(repo, repo_type="dataset", private=private, exist_ok=True).repo_id
+        # The hub ignores ``private`` if the repository exists.
+        if private and not api.dataset_info(repo_id).private:
             raise ValueError(
-                f"{found!r} must be private, but it exists and is public; make it private in its settings on the hub,"
+                f"{repo_id!r} must be private, but it exists and is public; make it private in its settings on the hub,"
                 " or push to another name"
             )
-    return found
+    return repo_id
 
 
 def commit(folder: Path, repo: str, revision: str | None, message: str, token: str | None) -> CommitInfo:
-    """Puts the files of a folder into a dataset repository, as one commit: all of them, or none.
+    """Commits the files of a folder to a dataset repository, all in one commit or none.
+
+    ``HfApi.upload_folder`` could not promise that, because it may make several commits.
 
     Args:
-        folder: holds files only. (``upload_folder`` may make several commits of it.)
+        folder: holds files only.
         repo: ``owner/name``.
-        revision: a branch, made if need be; None for the main one.
-        message: of the commit.
+        revision: a branch, created if need be; None means the main branch.
+        message: message of the commit.
         token: as in ``create``.
 
     Raises:
-        ValueError: there is no token, or the hub finds a mistake in the README.
+        ValueError: there is no token, or the hub rejects the header of the README.
         OSError: the hub refuses, or cannot be reached.
 
     """
@@ -91,18 +96,18 @@ def _api(token: str | None) -> HfApi:
 
 @contextmanager
 def _pushing(repo: str) -> Iterator[None]:
-    """Says in one sentence what went wrong on the way to the hub."""
+    """Turns errors of the hub and the network into an OSError of one sentence with a remedy."""
     try:
         yield
     except HfHubHTTPError as error:
         status = error.response.status_code
         reason = error.server_message or str(error).strip().partition("\n")[0]
-        remedy = "push again when that is put right"
+        remedy = "push again when that is fixed"
         if status in (401, 403, 404):
             remedy = "check the name, and that the token may write there (hf auth whoami)"
         raise OSError(f"pushing to {repo!r} failed: the hub answered {status} ({reason}); {remedy}") from error
     except (HTTPError, ConnectionError, RuntimeError) as error:
-        cause = error.__cause__ if isinstance(error, RuntimeError) else error  # of the upload of a large file
+        cause = error.__cause__ if isinstance(error, RuntimeError) else error  # raised by the upload of a large file
         reason = str(cause or error).strip().partition("\n")[0]
         raise OSError(
             f"pushing to {repo!r} failed ({reason}); check the connection to {constants.ENDPOINT} and push again"

@@ -1,4 +1,4 @@
-"""A distilled set from outside: attention labels and what a step makes of them, nearest tokens, what looks unusual."""
+"""Views of a distilled set for a reader: strongest attention labels, nearest tokens, attention, and anomalies."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class LabelPeak(NamedTuple):
         head: 0..H-1.
         row: index of the supervised query row, 0..Q-1.
         key: position that the row points at, 0..L-1.
-        probability: what the row gives that position, 0..1.
-        weight: what the row counts in the attention loss, above 0.
+        probability: of that position, 0..1.
+        weight: of the row in the attention loss, above 0.
 
     """
 
@@ -49,7 +49,12 @@ class NearToken(NamedTuple):
 
 
 def strongest_labels(distilled: DistilledDataset, count: int) -> list[list[LabelPeak]] | None:
-    """For each sample the ``count`` attention rows with the largest probability times weight, if any are labelled."""
+    """For each sample the ``count`` attention rows with the largest product of probability and weight.
+
+    Returns:
+        Peaks by sample, the strongest first; None without attention labels.
+
+    """
     labels, weights = distilled.attention_labels, distilled.attention_weights
     if labels is None:
         return None
@@ -60,12 +65,22 @@ def strongest_labels(distilled: DistilledDataset, count: int) -> list[list[Label
 def nearest_tokens(
     distilled: DistilledDataset, learner: Learner, count: int, positions: int
 ) -> list[list[list[NearToken]]]:
-    """For each sample and position the ``count`` nearest word embeddings by cosine: an aid, not a reading."""
+    """For each sample and position the ``count`` nearest word embeddings by cosine.
+
+    The tokens aid the eye. Learned embeddings need not be near to any word.
+
+    Args:
+        distilled: on the learner's device.
+        learner: gives the vocabulary.
+        count: tokens for each position.
+        positions: leading positions of each sample.
+
+    """
     ids = torch.arange(len(learner.tokenizer), device=learner.device)
     vocabulary = F.normalize(learner.embed(ids), dim=-1)
     to_tokens = learner.tokenizer.convert_ids_to_tokens
     samples = []
-    # One by one: a row of similarities is as long as the vocabulary.
+    # Take samples one by one, because each position has as many similarities as the vocabulary has tokens.
     for sample in distilled.raw["inputs_embeds"].detach()[:, :positions]:
         similarity, nearest = (F.normalize(sample, dim=-1) @ vocabulary.T).topk(count, dim=-1)
         samples.append(
@@ -78,66 +93,66 @@ def nearest_tokens(
 
 
 def own_attention(distilled: DistilledDataset, learner: Learner, seed: int, count: int) -> tuple[Tensor, Tensor]:
-    """The learner's own attention on the first samples, before the first inner step and after the last.
+    """The learner's own attention on the first samples, before the first inner step and after the last one.
 
     Args:
-        distilled: with attention labels; on the learner's device.
-        learner: becomes learner 0 of ``evaluate`` with ``base.seed=seed``.
+        distilled: has attention labels and is on the learner's device.
+        learner: the model. With its fresh head it is learner 0 of ``evaluate`` with ``base.seed=seed``.
         seed: decides the head.
-        count: of samples, at most N.
+        count: number of samples, at most N.
 
     Returns:
-        Logarithms of the rows that the set labels, (count, Y, H, Q, L) each, without dropout.
+        Logarithms of the attention rows that the set labels, before and after, (count, Y, H, Q, L) each.
 
     """
 
     def rows(params: Params) -> Tensor:
-        found = []
-        # One by one: with all rows labelled, a sample's fill Y * H * L * L numbers.
+        log_rows = []
+        # Take samples one by one, because the rows of one sample can have Y * H * L * L numbers.
         for sample in distilled.raw["inputs_embeds"].detach()[:count].split(1):
             with torch.no_grad():
                 output = learner(params, {"inputs_embeds": sample}, label_type=distilled.config.attention_label_type)
             assert output.log_rows is not None
-            found.append(output.log_rows)
-        return torch.cat(found)
+            log_rows.append(output.log_rows)
+        return torch.cat(log_rows)
 
     before = learner.fresh_params(stream_seed(seed, "head", "evaluation", 0))
     return rows(before), rows(train_learner(distilled, learner, seed, "evaluation", 0))
 
 
 def find_anomalies(distilled: DistilledDataset) -> list[str]:
-    """What a reader should look at before trusting the set: one sentence for each kind of finding.
+    """Anomalies that a reader should look at before trusting the set, one sentence for each kind.
 
-    Attention labels can hide a backdoor: rows that force a head onto one position, or an embedding far longer than
-    the others. Neither proves one, and their absence proves nothing.
+    A set can hide a backdoor in attention rows that force a head onto one position, or in embeddings of large norm. An
+    anomaly does not prove a backdoor, and a set without anomalies may still have one.
     """
-    found = []
+    anomalies = []
     norms = distilled.raw["inputs_embeds"].detach().norm(dim=-1)
     ratios = norms / norms.median().clamp_min(torch.finfo(norms.dtype).tiny)
     if far := int((ratios > MAX_NORM_RATIO).sum()):
         sample, position = divmod(int(ratios.argmax()), ratios.shape[1])
-        found.append(
+        anomalies.append(
             f"{far} of {ratios.numel()} embeddings are longer than {MAX_NORM_RATIO:g} times the median; the longest,"
             f" {ratios.max():.1f} times, is at sample {sample}, position {position}"
         )
     if (labels := distilled.attention_labels) is not None:
         peaks = labels.detach().amax(dim=-1)
         if sharp := int((peaks >= MAX_PROBABILITY).sum()):
-            found.append(
+            anomalies.append(
                 f"{sharp} of {peaks.numel()} attention rows put at least {MAX_PROBABILITY:g} on one position;"
                 " textdistill show lists the strongest"
             )
-    given = distilled.labels.detach()
+    class_labels = distilled.labels.detach()
     if distilled.config.label_type is not LabelType.unrestricted:
-        outside = (given < 0).any(-1) | ((given.sum(-1) - 1).abs() > 1e-4)
+        outside = (class_labels < 0).any(-1) | ((class_labels.sum(-1) - 1).abs() > 1e-4)
         if outside.any():
             samples = outside.nonzero().flatten().tolist()
-            found.append(f"{distilled.config.label_type} labels of samples {samples[:10]} are no probabilities")
-    return found
+            anomalies.append(f"{distilled.config.label_type} labels of samples {samples[:10]} are no probabilities")
+    return anomalies
 
 
 def _peaks(rows: Tensor, weights: Tensor, count: int) -> list[LabelPeak]:
-    """The attention rows of one sample, (Y, H, Q, L), that ask most for one position; weights are (Y, H, Q)."""
+    """The ``count`` strongest peaks of one sample's attention rows (Y, H, Q, L) with weights (Y, H, Q)."""
     peak, position = rows.max(dim=-1)  # (Y, H, Q)
     flat = (peak * weights).flatten().topk(min(count, peak.numel())).indices
     heads, queries = peak.shape[1:]

@@ -1,4 +1,4 @@
-"""A fine-tuned model as an ONNX graph, for runtimes other than PyTorch."""
+"""Export of a fine-tuned model to ONNX, for runtimes other than PyTorch."""
 
 from __future__ import annotations
 
@@ -25,15 +25,17 @@ def check_onnx() -> None:
 
 
 def to_onnx(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
-    """Writes a classifier as one ONNX file, from what the tokenizer gives to ``logits``, for any batch and length.
+    """Writes a classifier as one ONNX file that takes any batch size and length.
+
+    The inputs are the tensors that the tokenizer returns, and the output is ``logits``.
 
     Args:
-        model: in evaluation mode; moved to the CPU.
+        model: a classifier in evaluation mode. It is moved to the CPU.
         tokenizer: decides the names of the inputs.
-        path: the file.
+        path: the file. It appears whole or not at all.
 
     """
-    # No size of the example is 1, and none is that of another: the exporter would take it for a constant.
+    # The exporter takes a size for a constant if it is 1 or equals another size. So batch, length and 1 all differ.
     texts = ["a text", "a longer text than that", "a text"]
     example = dict(tokenizer(texts, padding=True, return_tensors="pt"))
     sizes = {0: Dim.DYNAMIC, 1: Dim.DYNAMIC}
@@ -52,7 +54,7 @@ def to_onnx(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Pa
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """A block in which the exporter does not tell of every node that it folds, nor that torchvision is missing."""
+    """A block in which the exporter logs no folded nodes and no missing torchvision."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnx_ir", "onnxscript")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
