@@ -47,7 +47,7 @@ def test_blocks(
 ) -> None:
     """Three steps on six samples: the first batch is read twice, each time with a rate of its own."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "_quiet", lambda: None)
+    monkeypatch.setattr(cli, "quiet_logs", lambda: None)
     config = DistilledDataConfig(
         data_per_label=2,
         seq_length=7,

@@ -57,19 +57,7 @@ classifier of {len(classes)} classes ({names}).
 
 {tensors}
 
-## Use
-
-```sh
-textdistill finetune {source} --output model
-```
-
-writes an ordinary Hugging Face model. In Python:
-
-```python
-from textdistill import DistilledDataset
-
-model = DistilledDataset.from_pretrained("{source}").finetune()
-```
+{_use(source)}
 
 ## Scores
 
@@ -90,6 +78,24 @@ The method:
 ```bibtex
 {CITATION}```
 """
+
+
+def _use(source: str) -> str:
+    """How to load the set, on the command line and in Python."""
+    return f"""\
+## Use
+
+```sh
+textdistill finetune {source} --output model
+```
+
+writes an ordinary Hugging Face model. In Python:
+
+```python
+from textdistill import DistilledDataset
+
+model = DistilledDataset.from_pretrained("{source}").finetune()
+```"""
 
 
 def plain(text: object) -> str:
