@@ -25,7 +25,7 @@ from benchmarks.workload import CLASS_NAMES, OurStep, configure, noise_set, real
 from textdistill.data.batches import train_batches
 from textdistill.method.hypergradient import EPS, Estimator
 from textdistill.method.learner import Learner
-from textdistill.training.trainer import InnerPrecision
+from textdistill.training.config import InnerPrecision
 
 KEY = ("model", "seq_length", "outer")
 

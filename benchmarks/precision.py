@@ -31,7 +31,7 @@ from textdistill.distilled.dataset import DistilledDataset
 from textdistill.method.hypergradient import EPS, Estimator, hypergradient
 from textdistill.method.learner import Learner, ModelConfig, Params
 from textdistill.method.losses import task_loss
-from textdistill.training.trainer import InnerPrecision
+from textdistill.training.config import InnerPrecision
 
 KEY = ("model", "seq_length", "inner_steps", "estimator", "precision", "eps")
 BERT_BASE = "bert-base"

@@ -28,7 +28,7 @@ from textdistill.core.seeding import generator, stream_seed
 from textdistill.data.tokens import TokenizedSplit
 from textdistill.distilled.dataset import DistilledDataset
 from textdistill.method.learner import Learner
-from textdistill.training.trainer import TrainConfig
+from textdistill.training.config import TrainConfig
 
 PAD_TO = 8
 

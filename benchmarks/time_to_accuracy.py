@@ -4,7 +4,7 @@
 
 Both train one sample per class with attention labels cls and unrestricted labels on the same split, with schedules of
 the same length, validated every few outer steps on the same rows with the same heads; validation does not count as
-time. Ours is ``fit`` with our defaults, checkpoints included. The reference (``reference_recipe``) has its own 512
+time. Ours is ``Trainer`` with our defaults, checkpoints included. The reference (``reference_recipe``) has its own 512
 positions and the best rates of the sweep in its README: those given, or those with the lowest validation loss after
 short trials on the same schedule. It is stopped at 8 times our seconds; the ratio is then a lower bound. Each round
 has a seed of its own.
@@ -16,7 +16,7 @@ import math
 import tempfile
 import time
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, product
 from pathlib import Path
@@ -35,7 +35,10 @@ from textdistill.evaluation.scoring import score, trained_on
 from textdistill.method.learner import Learner
 from textdistill.runs.folder import RunFolder
 from textdistill.runs.tracker import RunTracker
-from textdistill.training.trainer import Schedule, fit
+from textdistill.training.checkpoint import CheckpointFile
+from textdistill.training.config import Schedule
+from textdistill.training.outer_step import OuterStep, RealBatches
+from textdistill.training.trainer import StopTraining, Trainer
 
 KEY = ("model", "recipe", "lr_inputs_embeds", "lr_init")
 SWEEP = ((0.1, 0.01, 0.001), (0.01, 0.1))  # lr_inputs_embeds, lr_init: the command in the reference's README
@@ -65,10 +68,6 @@ class Setting:
         """The reference's configuration."""
         rates = (f"train.lr_inputs_embeds={lr_inputs_embeds}", f"distilled_data.lr_init={lr_init}")
         return configure_reference(self.model, *rates, *self.common(seed))
-
-
-class Reached(Exception):
-    """The accuracy is there: leaves the outer loop."""
 
 
 class Clock:
@@ -110,20 +109,30 @@ def ours(setting: Setting, seed: int) -> Row:
     distilled = initial_set(config.distilled_data, config.learner_train, metadata, learner, splits["train"], seed)
     clock = Clock(setting.heads, config, learner, splits["validation"])
 
-    def validate(candidate: DistilledDataset) -> dict[str, float]:
-        scores = clock(candidate)
-        if clock.validations > 1 and scores["accuracy"] >= setting.goal:
-            raise Reached
-        return scores
+    def stop_at_goal(step: int, metrics: Mapping[str, float]) -> None:
+        if step > 0 and metrics["accuracy"] >= setting.goal:
+            raise StopTraining
 
     reached = False
     with tempfile.TemporaryDirectory() as folder:
-        config.train.save_ckpt_dir = str(Path(folder, "checkpoints"))
-        schedule = Schedule.of(config.train, splits["train"], config.data.train_batch_size)
-        tracker = RunTracker(RunFolder(folder), None)
+        run_folder, processes = RunFolder(folder), Processes()
+        trainer = Trainer(
+            OuterStep(distilled, learner, config.train, seed, processes),
+            RealBatches(
+                splits["train"],
+                Schedule.of(config.train, splits["train"], config.data.train_batch_size, processes),
+                seed,
+                processes,
+            ),
+            clock,
+            run_folder,
+            CheckpointFile(run_folder.checkpoint, {}),
+            RunTracker(run_folder, None),
+            stop_at_goal,
+        )
         try:
-            fit(distilled, learner, splits["train"], schedule, validate, tracker, config.train, seed)
-        except Reached:
+            trainer.train()
+        except StopTraining:
             reached = True
     steps = min((clock.validations - 1) * setting.val_steps, setting.max_steps)
     return {"seconds": clock.seconds, "outer_steps": steps, "reached": reached, **clock.scores}

@@ -10,14 +10,15 @@ import transformers
 from torch import Tensor
 
 from textdistill.config import RunConfig, compose
-from textdistill.core.seeding import generator, stream_seed
+from textdistill.core.processes import Processes
+from textdistill.core.seeding import generator
 from textdistill.data.task import TASKS, load_task
 from textdistill.data.tokens import TokenizedSplit, tokenize
 from textdistill.distilled.dataset import DistilledDataset
 from textdistill.distilled.initial import initial_set
 from textdistill.distilled.spec import Init, SetMetadata, model_metadata
 from textdistill.method.learner import Learner
-from textdistill.training.trainer import make_optimizer, outer_step
+from textdistill.training.outer_step import OuterStep
 
 CLASS_NAMES = TASKS["ag_news"].class_names
 README = ("distilled_data.label_type=unrestricted", "distilled_data.attention_label_type=cls", "tracking=none")
@@ -65,11 +66,8 @@ class OurStep:
     """Outer steps as the trainer takes them, without its schedule, validation and checkpoints."""
 
     def __init__(self, config: RunConfig, learner: Learner, distilled: DistilledDataset) -> None:
-        self.config, self.learner, self.distilled = config, learner, distilled
-        self.optimizer = make_optimizer(distilled, config.train)
-        self.scaler = torch.amp.GradScaler(learner.device.type, enabled=config.train.fp16)
+        self._step = OuterStep(distilled, learner, config.train, config.base.seed, Processes())
 
     def __call__(self, batch: Mapping[str, Tensor], step: int) -> None:
         """Outer step number ``step`` on a real batch."""
-        seed = stream_seed(self.config.base.seed, "outer", step)
-        outer_step(self.distilled, self.learner, [batch], self.optimizer, self.scaler, self.config.train, seed)
+        self._step([batch], step)

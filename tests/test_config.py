@@ -21,7 +21,7 @@ from textdistill.data.task import Protocol
 from textdistill.distilled.spec import AttentionLabelWeight, Init, LabelType
 from textdistill.method.attention import AttentionLabelType
 from textdistill.method.hypergradient import Estimator
-from textdistill.training.trainer import OptimizerType
+from textdistill.training.config import OptimizerType
 
 # Keys that the reference implementation does not have.
 OURS = {

@@ -27,7 +27,7 @@ from textdistill.runs.folder import RunFolder
 from textdistill.runs.metrics import flatten
 from textdistill.runs.mlflow import Status, SweepRun
 from textdistill.runs.tracker import Tracking
-from textdistill.training.trainer import InnerPrecision, TrainConfig
+from textdistill.training.config import InnerPrecision, TrainConfig
 
 logger = logging.getLogger(__name__)
 

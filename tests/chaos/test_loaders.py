@@ -37,9 +37,9 @@ from tests.support.toy import write_reference_folder
 from textdistill.distilled.dataset import DistilledDataset
 from textdistill.distilled.spec import DistilledDataConfig, LabelType, LearnerTrainConfig, ModelMetadata, SetMetadata
 from textdistill.method.attention import AttentionLabelType
-from textdistill.training import checkpoint
-from textdistill.training.checkpoint import RunState, load_checkpoint, save_checkpoint
-from textdistill.training.trainer import TrainConfig, make_optimizer
+from textdistill.training.checkpoint import CheckpointFile, RunState, checksum
+from textdistill.training.config import TrainConfig
+from textdistill.training.outer_step import make_optimizer
 
 pytestmark = pytest.mark.slow
 
@@ -165,9 +165,6 @@ def assert_valid_set(distilled: DistilledDataset, original: DistilledDataset) ->
         assert same_set(DistilledDataset.from_pretrained(Path(folder, "again")), distilled)
 
 
-SETTINGS = {"train.epoch": 1}
-
-
 def new_state() -> RunState:
     distilled = a_set()
     optimizer = make_optimizer(distilled, TrainConfig())
@@ -187,10 +184,14 @@ def a_state() -> RunState:
     return state
 
 
+def checkpoint_file(folder: Path) -> CheckpointFile:
+    return CheckpointFile(folder / "checkpoint.safetensors", {"train.epoch": 1})
+
+
 def go_on(folder: Path) -> RunState:
-    path = folder / "checkpoint.safetensors"
+    file = checkpoint_file(folder)
     state = new_state()
-    state.restore(load_checkpoint(path, SETTINGS), path)
+    state.restore(file.load(), file.path)
     return state
 
 
@@ -229,7 +230,7 @@ ARTEFACTS = {
         mutations=(*DAMAGE, "archive", "pickle_bytes", "hostile_pickle", "other_tensors"),
     ),
     "checkpoint": Artefact(
-        write=lambda folder: save_checkpoint(folder / "checkpoint.safetensors", a_state().checkpoint(), SETTINGS),
+        write=lambda folder: checkpoint_file(folder).save(a_state().checkpoint()),
         load=go_on,
         same=same_state,
         assert_valid=assert_valid_state,
@@ -389,7 +390,7 @@ def state_values(draw: Draw, files: Files) -> Outcome:
         else:
             del parent[key]
     text = json.dumps(metadata)
-    sealed = {"format_version": "1", "json": text, "sha256": checkpoint._sha256(tensors, text)}
+    sealed = {"format_version": "1", "json": text, "sha256": checksum(tensors, text)}
     files["checkpoint.safetensors"] = to_safetensors(tensors, sealed)
     return Outcome.valid
 

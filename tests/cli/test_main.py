@@ -37,7 +37,7 @@ from textdistill.commands import distill as commands
 from textdistill.distilled import storage
 from textdistill.distilled.dataset import DistilledDataset
 from textdistill.runs.results import ModelId, RunResult, SplitSize, TrainingSummary
-from textdistill.training import trainer
+from textdistill.training.outer_step import OuterStep
 
 pytestmark = pytest.mark.usefixtures("process_state")
 
@@ -148,7 +148,7 @@ def test_resume_after_an_interrupt(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """And by distill, which starts a run where there is none."""
-    step, signals = trainer.outer_step, iter([signal.SIGINT, signal.SIGTERM])
+    step, signals = OuterStep.__call__, iter([signal.SIGINT, signal.SIGTERM])
 
     def interrupted(*args: Any) -> Any:
         for signum in signals:
@@ -156,7 +156,7 @@ def test_resume_after_an_interrupt(
             break
         return step(*args)
 
-    monkeypatch.setattr(trainer, "outer_step", interrupted)
+    monkeypatch.setattr(OuterStep, "__call__", interrupted)
     run, arguments = tmp_path / "run", ["distill", *settings("train.resume=true", "train.max_steps=3")]
     for reached, status in ((1, 130), (2, 143)):
         code, err = fail(arguments, capsys, tmp_path)
@@ -294,9 +294,9 @@ def test_sweep_line_of_the_reference(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     splits = {"test": SplitSize("", 0)}
     result = RunResult("", ModelId("", None), "", splits, seed=0, metrics={}, versions={}, training=training)
 
-    def fake(run_config: config.RunConfig, composed: dict[str, str]) -> RunResult:
+    def fake(run_config: config.RunConfig, hydra_files: dict[str, str]) -> RunResult:
         run_config.check()
-        overrides = yaml.safe_load(composed["overrides.yaml"])
+        overrides = yaml.safe_load(hydra_files["overrides.yaml"])
         assert "data.task_name=sst2" in overrides
         assert f"distilled_data.lr_init={run_config.distilled_data.lr_init}" in overrides
         seen.append(run_config)

@@ -20,9 +20,10 @@ from tests.support import toy
 from tests.support.forkserver import FRESH
 from textdistill.cli.main import main
 from textdistill.cli.terminal import print_next, print_results, print_set, print_trials, print_verified
-from textdistill.commands import distill as commands
 from textdistill.commands.evaluate import Spread, Verification, VerifiedMetric
+from textdistill.commands.tune import StudyResult, TrialResult
 from textdistill.runs.results import ModelId, RunResult, Score, SplitSize, TrainingSummary
+from textdistill.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("process_state")
 
@@ -161,17 +162,18 @@ def test_names_do_not_reach_the_terminal_as_commands(
 
 def test_trials(capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest) -> None:
     trials = [
-        {"number": 0, "state": "complete", "validation_loss": 0.5, "overrides": []},
-        {"number": 1, "state": "fail", "validation_loss": None, "overrides": ["train.epoch=2"]},
+        TrialResult(0, "complete", [], 0.5),
+        TrialResult(1, "fail", ["train.epoch=2"], None),
     ]
-    print_trials(trials, trials[0])
+    study = StudyResult("rates", trials, trials[0], [], results(), Path("run"))
+    print_trials(study)
     assert printed(capsys).splitlines() == [
         "trial   0 complete 0.5000   the defaults",
         "trial   1 fail              train.epoch=2",
         "best: trial 0",
     ]
     request.getfixturevalue("terminal")
-    print_trials(trials, trials[0])
+    print_trials(study)
     out = printed(capsys)
     assert "│     0 │ complete │          0.5000 │ the defaults  │" in out
     assert out.endswith("best: trial 0\n")
@@ -289,9 +291,10 @@ def test_commands_after_a_baseline_and_an_evaluation(
 def test_run_that_python_started_names_no_overrides(
     settings: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    from textdistill.commands.distill import distill
     from textdistill.config import compose
 
-    commands.distill(compose(*settings()))
+    distill(compose(*settings()))
     main(["resume", f"{tmp_path}/run"])
     assert [command[1] for command in named(capsys.readouterr().out)] == ["show", "finetune", "report"]
 
@@ -332,7 +335,7 @@ def test_error_that_no_one_foresaw(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """One line on the terminal; where it came from is not lost."""
-    monkeypatch.setattr(commands, "fit", broken)
+    monkeypatch.setattr(Trainer, "train", broken)
     code, err = fail(["distill", *settings(), *(["--debug"] if debug else [])], capsys)
     assert code == 1
     expected = "textdistill: error: unexpected RuntimeError: no idea (--debug shows where; in a run, run.log too)"
@@ -350,13 +353,13 @@ def test_job_with_an_error_that_no_one_foresaw(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """It ends its own job and no other."""
-    fit, calls = commands.fit, []
+    train, calls = Trainer.train, []
 
     def once(*arguments: Any) -> Any:
         calls.append(arguments)
-        return broken() if len(calls) == 1 else fit(*arguments)
+        return broken() if len(calls) == 1 else train(*arguments)
 
-    monkeypatch.setattr(commands, "fit", once)
+    monkeypatch.setattr(Trainer, "train", once)
     code, err = fail(["distill", *settings("train.max_steps=1", "distilled_data.lr_init=0.1,0.2"), "-m"], capsys)
     assert code == 1
     assert "textdistill: error: job 0 failed: unexpected RuntimeError: no idea" in err

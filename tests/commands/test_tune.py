@@ -19,15 +19,15 @@ from tests.support.forkserver import FRESH
 from textdistill.cli.main import main
 from textdistill.commands import tune as tuning
 from textdistill.commands.context import RunContext
-from textdistill.commands.tune import search_space, tune
+from textdistill.commands.tune import StudyResult, search_space, tune
 from textdistill.config import compose, load_run_config
 from textdistill.distilled.dataset import DistilledDataset
-from textdistill.training import trainer
+from textdistill.training.outer_step import OuterStep
 
 TRIALS = 8
 
 # Its root, and what tune returned.
-Study = tuple[Path, dict[str, Any]]
+Study = tuple[Path, StudyResult]
 
 
 def settings(model: Path, data: Path, root: Path, *more: str) -> list[str]:
@@ -57,39 +57,39 @@ def study(
 
         patch.setattr(RunContext, "score", spy)
         found = tune(settings(separable_bert, toy_data, root, "tracking=mlflow"), TRIALS, "rates")
-    assert scored == [found["run_dir"]], "the reported split is read once, for the best trial"
+    assert scored == [str(found.run_dir)], "the test split is read once, for the best trial"
     return root, found
 
 
 def test_better_than_the_defaults(study: Study) -> None:
     root, found = study
-    first, *others = found["trials"]
-    assert [trial["number"] for trial in found["trials"]] == list(range(TRIALS))
+    first, *others = found.trials
+    assert [trial.number for trial in found.trials] == list(range(TRIALS))
     # Null, the default of the other rate, is not in the search, and stays.
-    assert first["overrides"] == ["distilled_data.lr_init=0.1"]
-    assert all(len(trial["overrides"]) == 2 for trial in others)
-    assert found["best"]["validation_loss"] < first["validation_loss"]
-    assert found["best"]["validation_loss"] == min(
-        trial["validation_loss"] for trial in found["trials"] if trial["state"] == "complete"
+    assert first.overrides == ["distilled_data.lr_init=0.1"]
+    assert all(len(trial.overrides) == 2 for trial in others)
+    assert found.best.validation_loss < first.validation_loss
+    assert found.best.validation_loss == min(
+        trial.validation_loss for trial in found.trials if trial.state == "complete"
     )
-    assert found["results"].training.validation["loss"] == found["best"]["validation_loss"]
+    assert found.result.training.validation["loss"] == found.best.validation_loss
     # None of a run's own process; the run writes down how many there were.
-    again = [*found["overrides"], "train.batches_per_step=1"]
-    assert compose(*again).fixed() == load_run_config(Path(found["run_dir"])).fixed()
-    assert [path.parent for path in root.glob("rates/*/results.json")] == [Path(found["run_dir"])]
+    again = [*found.overrides, "train.batches_per_step=1"]
+    assert compose(*again).fixed() == load_run_config(found.run_dir).fixed()
+    assert [path.parent for path in root.glob("rates/*/results.json")] == [found.run_dir]
 
 
 def test_what_is_worse_than_the_median_is_stopped(study: Study) -> None:
     root, found = study
-    stopped = [trial["number"] for trial in found["trials"] if trial["state"] == "pruned"]
+    stopped = [trial.number for trial in found.trials if trial.state == "pruned"]
     assert stopped
-    for trial in found["trials"]:
-        folder = root / "rates" / f"trial_{trial['number']}"
+    for trial in found.trials:
+        folder = root / "rates" / f"trial_{trial.number}"
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         validated = {line["step"]: line["validation_loss"] for line in lines if "validation_loss" in line}
-        pruned = trial["number"] in stopped
+        pruned = trial.number in stopped
         assert (max(validated) < 15) == pruned
-        assert trial["validation_loss"] == (validated[max(validated)] if pruned else min(validated.values()))
+        assert trial.validation_loss == (validated[max(validated)] if pruned else min(validated.values()))
         assert not (folder / "run.holder").exists()
 
 
@@ -105,10 +105,10 @@ def test_trials_are_runs_of_one_sweep(study: Study, separable_bert: Path) -> Non
     assert parent.info.status == "FINISHED"
     assert parent.data.params["distilled_data.lr_init"] == "interval(0.02,1)"
     assert len(runs) == TRIALS
-    for trial in found["trials"]:
-        run = runs[f"rates.trial_{trial['number']}"]
+    for trial in found.trials:
+        run = runs[f"rates.trial_{trial.number}"]
         assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
-        assert run.info.status == ("KILLED" if trial["state"] == "pruned" else "FINISHED")
+        assert run.info.status == ("KILLED" if trial.state == "pruned" else "FINISHED")
 
 
 def test_same_command_again(
@@ -120,25 +120,25 @@ def test_same_command_again(
     main(["tune", "--trials", str(TRIALS), *given, "--study", "rates"])
     out = capsys.readouterr().out
     assert out.count("\ntrial ") == TRIALS - 1
-    loss = found["trials"][0]["validation_loss"]
+    loss = found.trials[0].validation_loss
     assert out.startswith(f"trial   0 complete {loss:.4f}   distilled_data.lr_init=0.1\n")
     assert f"\nbest: trial {found['best']['number']}\ntoy, {separable_bert}, protocol clean, 60 rows (test)" in out
     command = out.splitlines()[-1]
     assert command.startswith(f"textdistill distill data.task_name=toy data.path={toy_data} 'data.text_columns=[text]'")
-    assert command.endswith(" ".join(found["best"]["overrides"]))
-    results = json.loads(Path(found["run_dir"], "results.json").read_text())
-    assert results["metrics"] == found["results"].to_dict()["metrics"]
+    assert command.endswith(" ".join(found.best.overrides))
+    results = json.loads(Path(found.run_dir, "results.json").read_text())
+    assert results["metrics"] == found.result.to_dict()["metrics"]
 
 
 def die_in_the_second_trial(given: list[str]) -> None:
-    step, calls = trainer.outer_step, iter(range(15 + 8))
+    step, calls = OuterStep.__call__, iter(range(15 + 8))
 
     def dying(*arguments: Any) -> Any:
         if next(calls, None) is None:
             os.kill(os.getpid(), signal.SIGKILL)
         return step(*arguments)
 
-    trainer.outer_step = dying
+    OuterStep.__call__ = dying  # type: ignore[method-assign]
     tune(given, 3)
 
 
@@ -152,8 +152,8 @@ def test_study_goes_on_after_a_kill(study: Study, separable_bert: Path, toy_data
     folder = tmp_path / f"toy.{separable_bert.name}"
     assert sorted(os.listdir(folder)) == ["run.holder", "run.lock", "trial_0", "trial_1"]
     found = tune(given, 3)
-    assert found["study"] == folder.name
-    assert found["trials"] == study[1]["trials"][:3]
+    assert found.study == folder.name
+    assert found.trials == study[1].trials[:3]
     assert "going on from step 8/15" in (folder / "trial_1" / "run.log").read_text()
     with pytest.raises(ValueError, match=r"differ in train\.max_steps \(was 15, now 16\); restore these, or choose"):
         tune([*given, "train.max_steps=16"], 3)

@@ -26,7 +26,6 @@ from tests.support.fixtures import SaveModel, WithStore
 from tests.support.models import tiny_bert_config
 from tests.support.words import CLASS_NAMES
 from textdistill.commands import context as context_module
-from textdistill.commands import distill as commands
 from textdistill.commands.context import RunContext
 from textdistill.commands.distill import distill, resume
 from textdistill.commands.evaluate import baseline, evaluate, verify
@@ -40,8 +39,9 @@ from textdistill.evaluation import baselines
 from textdistill.runs import mlflow
 from textdistill.runs.folder import RunFolder
 from textdistill.runs.results import Score
-from textdistill.training import trainer
-from textdistill.training.checkpoint import Interrupted
+from textdistill.training.interrupts import Interrupted
+from textdistill.training.outer_step import OuterStep
+from textdistill.training.trainer import Trainer
 
 SETTINGS = [
     "distilled_data.label_type=unrestricted",
@@ -199,19 +199,19 @@ def test_selection_never_reads_the_test_split(
             assert "trained" in events, "selection read the length of the test split"
             return len(self.split)
 
-    tokenize, fit = context_module.tokenize, commands.fit
+    tokenize, train = context_module.tokenize, Trainer.train
 
     def sealing(*args: Any) -> dict[str, Any]:
         splits = tokenize(*args)
         return {**splits, "test": Sealed(splits["test"])}
 
-    def fitting(*args: Any) -> Any:
-        result = fit(*args)
+    def training(*args: Any) -> Any:
+        result = train(*args)
         events.append("trained")
         return result
 
     monkeypatch.setattr(context_module, "tokenize", sealing)
-    monkeypatch.setattr(commands, "fit", fitting)
+    monkeypatch.setattr(Trainer, "train", training)
     assert distill(composed()).splits["test"].rows == 60
     events.clear()
     with pytest.raises(AssertionError, match="selection read"):
@@ -359,14 +359,14 @@ def test_finished_run_gives_its_results_again(copied: Path, finished: dict[str, 
 def test_interrupted_run_goes_on_to_the_same_end(
     finished: dict[str, Any], root: Path, composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step, calls = trainer.outer_step, iter(range(1, 10))
+    step, calls = OuterStep.__call__, iter(range(1, 10))
 
     def interrupted(*args: Any) -> Any:
         if next(calls) == 2:
             signal.raise_signal(signal.SIGTERM)
         return step(*args)
 
-    monkeypatch.setattr(trainer, "outer_step", interrupted)
+    monkeypatch.setattr(OuterStep, "__call__", interrupted)
     with pytest.raises(Interrupted, match="interrupted at step 2/3; the state is in") as error:
         distill(composed(*SETTINGS))
     assert_nothing_written(tmp_path)
@@ -503,14 +503,14 @@ def test_mlflow_run_of_a_run_that_died_goes_on(
 ) -> None:
     """It has the lines of a step beyond the last checkpoint, which come again and are not written twice."""
     with_store(tmp_path)
-    step, calls = trainer.outer_step, iter(range(1, 100))
+    step, calls = OuterStep.__call__, iter(range(1, 100))
 
     def dying(*args: Any) -> Any:
         if next(calls) == 4:
             raise RuntimeError("died")
         return step(*args)
 
-    monkeypatch.setattr(trainer, "outer_step", dying)
+    monkeypatch.setattr(OuterStep, "__call__", dying)
     run_dir = tmp_path / "run"
     with pytest.raises(RuntimeError, match="died"):
         distill(composed(*TRACKED, "train.max_steps=5", "train.val_steps=3"))
@@ -535,13 +535,13 @@ def test_mlflow_run_of_an_interrupted_run_is_killed(
     composed: Compose, with_store: WithStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with_store(tmp_path)
-    step = trainer.outer_step
+    step = OuterStep.__call__
 
     def interrupted(*args: Any) -> Any:
         signal.raise_signal(signal.SIGINT)
         return step(*args)
 
-    monkeypatch.setattr(trainer, "outer_step", interrupted)
+    monkeypatch.setattr(OuterStep, "__call__", interrupted)
     with pytest.raises(Interrupted):
         distill(composed(*TRACKED, "train.max_steps=5"))
     run, _ = in_mlflow(tmp_path, tmp_path / "run")

@@ -22,7 +22,6 @@ from tests.support import toy
 from tests.support.words import CLASS_NAMES
 from textdistill.cli.main import main
 from textdistill.core.processes import Processes
-from textdistill.data.tokens import TokenizedSplit
 from textdistill.distilled.dataset import DistilledDataset
 from textdistill.distilled.initial import initial_set
 from textdistill.distilled.spec import (
@@ -36,8 +35,9 @@ from textdistill.distilled.spec import (
 from textdistill.method import learner
 from textdistill.method.attention import AttentionLabelType
 from textdistill.method.learner import Learner, ModelConfig
-from textdistill.training.checkpoint import CHECKPOINT_FILE
-from textdistill.training.trainer import Schedule, TrainConfig, make_optimizer, outer_step
+from textdistill.runs.folder import RunFolder
+from textdistill.training.config import TrainConfig
+from textdistill.training.outer_step import OuterStep
 
 # Of everything that is averaged: two heads, dropout, two inner steps, a clipped and decayed optimiser.
 SETTINGS = [
@@ -114,7 +114,7 @@ def worked(tiny_bert: Path, toy_data: Path, tmp_path_factory: pytest.TempPathFac
     command = [*TORCHRUN, str(root / "program.py"), str(root), str(tiny_bert), str(toy_data)]
     with (root / "output").open("w") as output, (root / "errors").open("w") as errors:
         process = subprocess.Popen(command, env=ENVIRONMENT, stdout=output, stderr=errors)
-        while not (root / "both" / "checkpoints" / CHECKPOINT_FILE).exists() and process.poll() is None:
+        while not RunFolder(root / "both").checkpoint.exists() and process.poll() is None:
             time.sleep(0.02)
         process.send_signal(signal.SIGTERM)
         process.wait(TIMEOUT)
@@ -176,8 +176,7 @@ def gradients(model: Path, ranks: range, count: int) -> dict[str, Tensor]:
         for pair in ids
         for rows in pair[ranks.start : ranks.stop]
     ]
-    scaler = torch.amp.GradScaler("cpu", enabled=False)
-    outer_step(distilled, learner, batches, make_optimizer(distilled, settings), scaler, settings, seed=3)
+    OuterStep(distilled, learner, settings, 0, Processes())(batches, 3)
     return {name: tensor.grad for name, tensor in distilled.raw.items() if tensor.grad is not None}
 
 
@@ -188,15 +187,6 @@ def test_hypergradient_of_two_processes_in_float32(worked: Worked, tiny_bert: Pa
     for name, gradient in expected.items():
         assert torch.equal(first[name], second[name])
         assert (first[name] - gradient).norm() < 1e-6 * gradient.norm(), name
-
-
-def test_batches_must_be_shared_out_evenly(toy_split: TokenizedSplit, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match=r"batches_per_step must be at most the 6 batches of data\.train_batch_size=5"):
-        Schedule.of(TrainConfig(batches_per_step=7), toy_split, 5)
-    monkeypatch.setattr("textdistill.core.processes.Processes.count", 2, raising=False)
-    monkeypatch.setattr("textdistill.core.processes.Processes.__init__", lambda _: None)
-    with pytest.raises(ValueError, match="batches_per_step must be a multiple of the 2 processes, got 3"):
-        Schedule.of(TrainConfig(batches_per_step=3), toy_split, 5)
 
 
 def test_alone_nothing_is_exchanged() -> None:

@@ -1,11 +1,9 @@
-"""The state of a run on disk, its lock and its signals."""
+"""The file that keeps the state of a run: what it restores, and what it refuses."""
 
 from __future__ import annotations
 
 import errno
 import json
-import signal
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from textdistill.training import checkpoint as checkpoint_module
-from textdistill.training.checkpoint import (
-    Checkpoint,
-    Interrupted,
-    Interrupts,
-    load_checkpoint,
-    save_checkpoint,
-)
+from textdistill.training.checkpoint import Checkpoint, CheckpointFile, checksum
 
 STATE = {"progress": {"step": 3, "losses": [0.1, 1 / 3]}, "nothing": None}
 SETTINGS = {"train.epoch": 3, "model.model_name": "x", "data": ["a", "b"]}
@@ -41,14 +33,15 @@ def some_tensors() -> dict[str, torch.Tensor]:
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     path = tmp_path / "checkpoints" / "checkpoint.safetensors"
-    save_checkpoint(path, Checkpoint({"x": torch.arange(6.0)}, STATE), SETTINGS)
+    CheckpointFile(path, SETTINGS).save(Checkpoint({"x": torch.arange(6.0)}, STATE))
     return path
 
 
 def test_state_comes_back_bit_for_bit(tmp_path: Path) -> None:
     path, tensors = tmp_path / "new" / "state", some_tensors()
-    save_checkpoint(path, Checkpoint(tensors, STATE), SETTINGS)
-    loaded = load_checkpoint(path, SETTINGS)
+    file = CheckpointFile(path, SETTINGS)
+    file.save(Checkpoint(tensors, STATE))
+    loaded = file.load()
     assert loaded.state == STATE
     assert loaded.tensors.keys() == tensors.keys()
     for name, tensor in tensors.items():
@@ -65,14 +58,14 @@ def test_disk_that_fills_leaves_the_earlier_state(saved: Path, after: int, monke
 
     monkeypatch.setattr(checkpoint_module, "save_file", full)
     with pytest.raises(OSError, match="No space left"):
-        save_checkpoint(saved, Checkpoint({"x": torch.zeros(6)}, STATE), SETTINGS)
-    assert torch.equal(load_checkpoint(saved, SETTINGS).tensors["x"], torch.arange(6.0))
+        CheckpointFile(saved, SETTINGS).save(Checkpoint({"x": torch.zeros(6)}, STATE))
+    assert torch.equal(CheckpointFile(saved, SETTINGS).load().tensors["x"], torch.arange(6.0))
     assert [entry.name for entry in saved.parent.iterdir()] == [saved.name]
 
 
 def test_settings_that_differ_are_named(saved: Path) -> None:
     with pytest.raises(ValueError, match=r"differs in extra .*, train\.epoch \(was 3, now 4\); restore") as error:
-        load_checkpoint(saved, SETTINGS | {"train.epoch": 4, "extra": 1})
+        CheckpointFile(saved, SETTINGS | {"train.epoch": 4, "extra": 1}).load()
     assert "model_name" not in str(error.value)
 
 
@@ -83,7 +76,7 @@ def test_every_flipped_bit_is_refused(saved: Path) -> None:
         damaged[index // 8] ^= 1 << index % 8
         saved.write_bytes(damaged)
         try:
-            loaded = load_checkpoint(saved, SETTINGS)
+            loaded = CheckpointFile(saved, SETTINGS).load()
         except ValueError as error:
             assert str(saved) in str(error)
         else:  # white space of the header, or the like
@@ -98,82 +91,16 @@ def test_other_files_are_refused(saved: Path) -> None:
         save_file(load_file(saved), saved, metadata | changes)
 
     text = json.dumps({"settings": SETTINGS})
-    sha256 = checkpoint_module._sha256({"x": torch.arange(6.0)}, text)
+    sha256 = checksum({"x": torch.arange(6.0)}, text)
     reseal(json=text, sha256=sha256)
     with pytest.raises(ValueError, match="must hold the state of a run as JSON"):
-        load_checkpoint(saved, SETTINGS)
+        CheckpointFile(saved, SETTINGS).load()
     reseal(format_version="2")
     with pytest.raises(ValueError, match="format_version of a checkpoint must be 1, got '2'"):
-        load_checkpoint(saved, SETTINGS)
+        CheckpointFile(saved, SETTINGS).load()
     save_file({"x": torch.zeros(1)}, saved)
     with pytest.raises(ValueError, match="format_version of a checkpoint must be 1, got None"):
-        load_checkpoint(saved, SETTINGS)
+        CheckpointFile(saved, SETTINGS).load()
     saved.write_bytes(saved.read_bytes()[:-1])
     with pytest.raises(ValueError, match="not a whole safetensors file"):
-        load_checkpoint(saved, SETTINGS)
-
-
-# --- Signals
-
-
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_signal_waits_for_a_whole_state(signum: signal.Signals) -> None:
-    before, passed = signal.getsignal(signum), []
-    with pytest.raises(Interrupted) as raised, Interrupts() as interrupts:
-        assert not interrupts.noted
-        signal.raise_signal(signum)
-        passed.append("half a step")
-        assert interrupts.noted
-        interrupts.stop()
-    assert passed == ["half a step"]
-    assert raised.value.signum == signum
-    assert signal.getsignal(signum) == before
-
-
-def test_signal_ends_an_open_block_at_once() -> None:
-    passed = []
-    with pytest.raises(Interrupted), Interrupts() as interrupts, interrupts.at_once():
-        signal.raise_signal(signal.SIGINT)
-        passed.append("the rest of a validation")
-    assert not passed
-
-
-def test_signal_before_an_open_block_is_raised_by_it() -> None:
-    with pytest.raises(Interrupted), Interrupts() as interrupts:
-        signal.raise_signal(signal.SIGINT)
-        with interrupts.at_once():
-            pytest.fail("the block began")
-
-
-def test_second_signal_is_raised_at_once() -> None:
-    passed = []
-    with pytest.raises(Interrupted), Interrupts():
-        signal.raise_signal(signal.SIGINT)
-        passed.append("first")
-        signal.raise_signal(signal.SIGINT)
-        passed.append("second")
-    assert passed == ["first"]
-
-
-def test_signal_in_the_last_step_is_not_lost() -> None:
-    with pytest.raises(Interrupted), Interrupts():
-        signal.raise_signal(signal.SIGTERM)
-
-
-def test_error_goes_before_a_noted_signal() -> None:
-    with pytest.raises(OSError, match="disk"), Interrupts():
-        signal.raise_signal(signal.SIGINT)
-        raise OSError("disk")
-
-
-def test_other_threads_leave_the_handlers_alone() -> None:
-    before, seen = signal.getsignal(signal.SIGINT), []
-
-    def work() -> None:
-        with Interrupts():
-            seen.append(signal.getsignal(signal.SIGINT))
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
-    assert seen == [before]
+        CheckpointFile(saved, SETTINGS).load()

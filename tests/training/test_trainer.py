@@ -14,12 +14,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.optim import Adam, AdamW
 
+from tests.support.training import BATCH, EPOCH, MIXED_PRECISION, SOFT, acting_before, create, equal, raw_copy, stepping
 from tests.support.words import CLASS_NAMES
 from textdistill.core.processes import Processes
-from textdistill.core.seeding import stream_seed
-from textdistill.data.batches import train_batches
 from textdistill.data.task import DataConfig, load_task
 from textdistill.data.tokens import TokenizedSplit, tokenize
 from textdistill.distilled.dataset import DistilledDataset
@@ -34,33 +32,19 @@ from textdistill.distilled.spec import (
 )
 from textdistill.evaluation.baselines import Baseline, coresets, inner_loop
 from textdistill.evaluation.scoring import score, trained_on
-from textdistill.method.attention import AttentionLabelType
-from textdistill.method.hypergradient import Estimator, hypergradient
 from textdistill.method.learner import Learner, ModelConfig
-from textdistill.method.losses import task_loss
-from textdistill.training import trainer
-from textdistill.training.checkpoint import Checkpoint, Interrupted, load_checkpoint
-from textdistill.training.trainer import (
-    CHECKPOINT_FILE,
-    FitResult,
-    InnerPrecision,
-    OptimizerType,
-    Schedule,
-    TrainConfig,
-    fit,
-    make_optimizer,
-    outer_step,
-)
+from textdistill.runs.folder import RunFolder
+from textdistill.runs.results import TrainingSummary
+from textdistill.training.checkpoint import Checkpoint, CheckpointFile
+from textdistill.training.config import SCHEDULER_TYPES, OptimizerType, Schedule, TrainConfig
+from textdistill.training.interrupts import Interrupted
+from textdistill.training.outer_step import OuterStep, RealBatches, StepResult
+from textdistill.training.trainer import Callback, StopTraining, Trainer, Validation
 
 # Of tests in which no optimiser steps.
 pytestmark = pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
 
-# 30 rows in batches of 10.
-BATCH, EPOCH = 10, 3
-SOFT = {"label_type": LabelType.soft, "attention_label_type": AttentionLabelType.cls}
-
-
-StepResult = tuple[float, float, float]
+CHECKPOINT_FILE = RunFolder("").checkpoint.name
 
 
 class Recorder:
@@ -109,55 +93,61 @@ def flat(distilled: DistilledDataset) -> dict[str, float]:
     return {"loss": 1.0}
 
 
-def create(learner: Learner, split: TokenizedSplit, train_step: int = 1, **config: Any) -> DistilledDataset:
-    data = DistilledDataConfig(**({"seq_length": 4} | config))
-    inner_config = LearnerTrainConfig(train_step=train_step)
-    return initial_set(
-        data, inner_config, SetMetadata("toy", CLASS_NAMES, model_metadata(learner)), learner, split, seed=0
-    )
-
-
-def raw_copy(distilled: DistilledDataset) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in distilled.raw.items()}
-
-
-def equal(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+def trainer(
+    outer_step: OuterStep,
+    split: TokenizedSplit,
+    batch_size: int,
+    validation: Validation,
+    tracker: Recorder,
+    callback: Callback | None = None,
+    file: type[CheckpointFile] = CheckpointFile,
+) -> Trainer:
+    """A trainer that writes to ``train.save_ckpt_dir``."""
+    schedule = Schedule.of(outer_step.config, split, batch_size, outer_step.processes)
+    batches = RealBatches(split, schedule, outer_step.seed, outer_step.processes)
+    folder = RunFolder("", outer_step.config.save_ckpt_dir)
+    return Trainer(outer_step, batches, validation, folder, file(folder.checkpoint, {}), tracker, callback)
 
 
 @pytest.fixture
-def run(tiny_learner: Learner, toy_split: TokenizedSplit, tmp_path: Path) -> Callable[..., FitResult]:
-    """``fit`` with everything but the distilled set and the settings of interest filled in."""
+def run(tiny_learner: Learner, toy_split: TokenizedSplit, tmp_path: Path) -> Callable[..., TrainingSummary]:
+    """``Trainer.train`` with everything but the distilled set and the settings of interest filled in."""
 
     def run(
         distilled: DistilledDataset,
-        validate: trainer.Validate = flat,
+        validate: Validation = flat,
         tracker: Recorder | None = None,
         seed: int = 0,
         batch_size: int = BATCH,
         checkpoint: Checkpoint | None = None,
         learner: Learner = tiny_learner,
+        step: type[OuterStep] = OuterStep,
+        callback: Callback | None = None,
+        file: type[CheckpointFile] = CheckpointFile,
         **config: Any,
-    ) -> FitResult:
+    ) -> TrainingSummary:
         settings = TrainConfig(**{"save_ckpt_dir": str(tmp_path / "checkpoints")} | config)
+        outer_step = step(distilled, learner, settings, seed, Processes())
         recorder = tracker or Recorder()
-        schedule = Schedule.of(settings, toy_split, batch_size)
-        return fit(distilled, learner, toy_split, schedule, validate, recorder, settings, seed, checkpoint=checkpoint)
+        return trainer(outer_step, toy_split, batch_size, validate, recorder, callback, file).train(checkpoint)
 
     return run
 
 
-@pytest.fixture
-def still(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Outer steps that change nothing; their loss counts 1, 2, 3, ..."""
-    losses = iter(range(1, 1000))
-    monkeypatch.setattr(trainer, "outer_step", lambda *_: (float(next(losses)), 0.5, 0.1))
+# An outer step that changes nothing; its loss is 1, 2, 3, ...
+STILL = stepping(lambda self, batches, step: StepResult(float(step), 0.5, 0.1))
+
+
+def read(path: Path) -> Checkpoint:
+    return CheckpointFile(path, {}).load()
 
 
 # --- What a run repeats and what it leaves alone
 
 
-def test_one_seed_one_result(tiny_learner: Learner, toy_split: TokenizedSplit, run: Callable[..., FitResult]) -> None:
+def test_one_seed_one_result(
+    tiny_learner: Learner, toy_split: TokenizedSplit, run: Callable[..., TrainingSummary]
+) -> None:
     def trained(seed: int) -> tuple[dict[str, Tensor], Recorder]:
         distilled, recorder = create(tiny_learner, toy_split, train_step=2, **SOFT), Recorder()
         run(distilled, Scripted(3.0, 2.0), recorder, seed, max_steps=3, val_steps=3, heads_per_step=2)
@@ -170,19 +160,25 @@ def test_one_seed_one_result(tiny_learner: Learner, toy_split: TokenizedSplit, r
 
 
 def test_every_outer_step_has_draws_of_its_own(
-    tiny_learner: Learner, toy_split: TokenizedSplit, run: Callable[..., FitResult], monkeypatch: pytest.MonkeyPatch
+    tiny_learner: Learner,
+    toy_split: TokenizedSplit,
+    run: Callable[..., TrainingSummary],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Of heads, and of real rows, all of which an epoch shows once."""
-    seeds, labels = [], []
+    seeds, labels, fresh_params = [], [], Learner.fresh_params
 
-    def spy(distilled: DistilledDataset, learner: Learner, batches: list[dict[str, Tensor]], *args: Any) -> StepResult:
-        seeds.append(args[-1])
+    def spy(self: OuterStep, batches: list[dict[str, Tensor]], step: int) -> StepResult:
         labels.extend(batch["labels"].tolist() for batch in batches)
-        return 1.0, 0.5, 0.1
+        return OuterStep.__call__(self, batches, step)
 
-    monkeypatch.setattr(trainer, "outer_step", spy)
-    run(create(tiny_learner, toy_split), epoch=2)
-    assert len(set(seeds)) == 2 * EPOCH
+    def draw(self: Learner, seed: int) -> dict[str, Tensor]:
+        seeds.append(seed)
+        return fresh_params(self, seed)
+
+    monkeypatch.setattr(Learner, "fresh_params", draw)
+    run(create(tiny_learner, toy_split), epoch=2, step=stepping(spy))
+    assert len(seeds) == len(set(seeds)) == 2 * EPOCH
     for epoch in (labels[:EPOCH], labels[EPOCH:]):
         assert sorted(label for batch in epoch for label in batch) == sorted(toy_split.labels.tolist())
     assert labels[:EPOCH] != labels[EPOCH:]
@@ -195,10 +191,20 @@ def test_learner_keeps_its_pretrained_body(
     before = {name: tensor.clone() for name, tensor in learner.model.state_dict().items()}
     distilled = create(learner, toy_split, lr_init=1.0)
     config = TrainConfig(epoch=1, save_ckpt_dir=str(tmp_path))
-    fit(distilled, learner, toy_split, Schedule.of(config, toy_split, BATCH), flat, Recorder(), config, 0)
+    trainer(OuterStep(distilled, learner, config, 0, Processes()), toy_split, BATCH, flat, Recorder()).train()
     assert equal(dict(learner.model.state_dict()), before)
     untouched = Learner(ModelConfig(model_name=str(tiny_bert)), CLASS_NAMES)
     assert equal(learner.fresh_params(7), untouched.fresh_params(7))
+
+
+def test_hard_labels_are_not_learned(
+    tiny_learner: Learner, toy_split: TokenizedSplit, run: Callable[..., TrainingSummary]
+) -> None:
+    distilled = create(tiny_learner, toy_split)
+    before = raw_copy(distilled)
+    run(distilled, Scripted(2.0, 1.0), max_steps=1)
+    changed = {name for name, tensor in distilled.raw.items() if not torch.equal(tensor, before[name])}
+    assert changed == {"inputs_embeds", "lr", "lr_scales"}
 
 
 # --- Which set is kept
@@ -213,7 +219,7 @@ def test_lowest_validation_loss_is_restored(
     best: int,
     tiny_learner: Learner,
     toy_split: TokenizedSplit,
-    run: Callable[..., FitResult],
+    run: Callable[..., TrainingSummary],
     tmp_path: Path,
 ) -> None:
     distilled, validate = create(tiny_learner, toy_split, **SOFT), Scripted(*losses)
@@ -234,15 +240,14 @@ def test_lowest_validation_loss_is_restored(
     ("config", "steps"),
     [({"epoch": 2}, 6), ({"epoch": 2, "max_steps": 4}, 4), ({"epoch": 1, "max_steps": 10}, 3)],
 )
-@pytest.mark.usefixtures("still")
 def test_epoch_or_max_steps_whichever_ends_first(
     config: dict[str, int],
     steps: int,
     tiny_learner: Learner,
     toy_split: TokenizedSplit,
-    run: Callable[..., FitResult],
+    run: Callable[..., TrainingSummary],
 ) -> None:
-    assert run(create(tiny_learner, toy_split), **config).outer_steps == steps
+    assert run(create(tiny_learner, toy_split), step=STILL, **config).outer_steps == steps
 
 
 @pytest.mark.parametrize(
@@ -256,16 +261,15 @@ def test_epoch_or_max_steps_whichever_ends_first(
         pytest.param({"max_steps": 2, "val_steps": 5}, [0, 2], id="val_steps is later than max_steps"),
     ],
 )
-@pytest.mark.usefixtures("still")
 def test_validation_steps(
     config: dict[str, int],
     steps: list[int],
     tiny_learner: Learner,
     toy_split: TokenizedSplit,
-    run: Callable[..., FitResult],
+    run: Callable[..., TrainingSummary],
 ) -> None:
     recorder = Recorder()
-    run(create(tiny_learner, toy_split), tracker=recorder, **config)
+    run(create(tiny_learner, toy_split), tracker=recorder, step=STILL, **config)
     assert recorder.steps("validation_loss") == steps
 
 
@@ -277,7 +281,6 @@ def test_validation_steps(
         pytest.param(10, {"log_interval": 2, "max_steps": 5}, [2, 4, 5], [1.5, 3.5, 5.0], id="every 2, and the last"),
     ],
 )
-@pytest.mark.usefixtures("still")
 def test_log_interval(
     batch_size: int,
     config: dict[str, int],
@@ -285,11 +288,11 @@ def test_log_interval(
     losses: list[float],
     tiny_learner: Learner,
     toy_split: TokenizedSplit,
-    run: Callable[..., FitResult],
+    run: Callable[..., TrainingSummary],
 ) -> None:
     recorder = Recorder()
     distilled = create(tiny_learner, toy_split, train_step=2, lr_init=0.25)
-    run(distilled, tracker=recorder, batch_size=batch_size, **config)
+    run(distilled, tracker=recorder, batch_size=batch_size, step=STILL, **config)
     assert recorder.steps("train_loss") == steps
     assert recorder.values("train_loss") == losses
     for name in ("lr.0", "lr.1"):
@@ -308,23 +311,44 @@ def test_log_interval(
         ("inverse_sqrt", [0.5, 1.0, math.sqrt(2 / 3), math.sqrt(1 / 2)]),
     ],
 )
-@pytest.mark.usefixtures("still")
 def test_scheduler_types(
     name: str,
     rates: list[float],
     tiny_learner: Learner,
     toy_split: TokenizedSplit,
-    run: Callable[..., FitResult],
+    run: Callable[..., TrainingSummary],
 ) -> None:
     recorder = Recorder()
     config = {"scheduler_type": name, "warmup_ratio": 0.5, "max_steps": 4, "lr_inputs_embeds": 1.0}
-    run(create(tiny_learner, toy_split), tracker=recorder, log_interval=1, **config)
+    run(create(tiny_learner, toy_split), tracker=recorder, step=STILL, log_interval=1, **config)
     assert recorder.values("optimizer_lr") == pytest.approx(rates, abs=1e-3)
 
 
 def test_every_scheduler_type_is_tested() -> None:
     (mark,) = (m for m in test_scheduler_types.pytestmark if m.name == "parametrize")  # type: ignore[attr-defined]
-    assert [name for name, _ in mark.args[1]] == list(trainer.SCHEDULER_TYPES)
+    assert [name for name, _ in mark.args[1]] == list(SCHEDULER_TYPES)
+
+
+@pytest.mark.parametrize(
+    ("limit", "shares", "count"), [(1.0, [0.5, 0.5, 1.0], 3), (0.1, [1.0, 1.0, 1.0], 5), (None, [], 0)]
+)
+def test_clipped_steps_are_counted(
+    limit: float | None,
+    shares: list[float],
+    count: int,
+    tiny_learner: Learner,
+    toy_split: TokenizedSplit,
+    run: Callable[..., TrainingSummary],
+) -> None:
+    """As the share of the steps since the last line, and in all; a norm at the limit is not clipped."""
+    norms = iter([0.5, 1.5, 2.0, 1.0, 3.0])
+    step = stepping(lambda self, batches, step: StepResult(1.0, 0.5, next(norms)))
+    recorder = Recorder()
+    result = run(
+        create(tiny_learner, toy_split), tracker=recorder, step=step, max_steps=5, log_interval=2, max_grad_norm=limit
+    )
+    assert recorder.values("clipped") == shares
+    assert result.clipped_steps == count
 
 
 # --- How it stops
@@ -333,23 +357,14 @@ def test_every_scheduler_type_is_tested() -> None:
 def test_loss_that_is_not_finite_stops_the_run(
     tiny_learner: Learner,
     toy_split: TokenizedSplit,
-    run: Callable[..., FitResult],
+    run: Callable[..., TrainingSummary],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    calls = iter(range(1, 10))
-    step = outer_step
-
-    def diverging(distilled: DistilledDataset, *args: Any) -> StepResult:
-        if next(calls) == 3:
-            # The learner's parameters overflow, as they do with far too large a rate.
-            distilled.raw["lr"].data.fill_(1e308)
-        return step(distilled, *args)
-
-    monkeypatch.setattr(trainer, "outer_step", diverging)
     distilled, validate = create(tiny_learner, toy_split), Scripted(3.0, 2.0)
+    # The learner's parameters overflow, as they do with far too large a rate.
+    diverging = acting_before({3: lambda: distilled.raw["lr"].data.fill_(1e308)})
     with pytest.raises(FloatingPointError) as error:
-        run(distilled, validate, max_steps=5, val_steps=2, checkpoint_interval=2)
+        run(distilled, validate, step=diverging, max_steps=5, val_steps=2, checkpoint_interval=2)
     message = str(error.value)
     stopped = r"outer_loss nan, hypergradient_norm nan after outer step 2, learned lr \[.*e\+30[78]\]: must be finite;"
     assert re.search(stopped, message)
@@ -359,13 +374,13 @@ def test_loss_that_is_not_finite_stops_the_run(
     assert all(tensor.isfinite().all() for tensor in distilled.raw.values())
     assert (tmp_path / "checkpoints" / "best").is_dir()
     # The state is that before the step.
-    assert torch.equal(load_checkpoint(path, {}).tensors["raw.inputs_embeds"], validate.seen[1]["inputs_embeds"])
+    assert torch.equal(read(path).tensors["raw.inputs_embeds"], validate.seen[1]["inputs_embeds"])
 
 
 def test_hypergradient_that_is_not_finite_stops_the_run_too(
     tiny_learner: Learner,
     toy_split: TokenizedSplit,
-    run: Callable[..., FitResult],
+    run: Callable[..., TrainingSummary],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -388,7 +403,7 @@ def test_hypergradient_that_is_not_finite_stops_the_run_too(
 
 
 def test_validation_loss_that_is_not_finite_stops_the_run(
-    tiny_learner: Learner, toy_split: TokenizedSplit, run: Callable[..., FitResult], tmp_path: Path
+    tiny_learner: Learner, toy_split: TokenizedSplit, run: Callable[..., TrainingSummary], tmp_path: Path
 ) -> None:
     with pytest.raises(
         FloatingPointError, match=r"validation_loss nan after outer step 0, .*; no checkpoint was written"
@@ -399,7 +414,10 @@ def test_validation_loss_that_is_not_finite_stops_the_run(
 
 
 def test_overflow_in_float16_is_a_step_left_out(
-    tiny_learner32: Learner, toy_split: TokenizedSplit, run: Callable[..., FitResult], monkeypatch: pytest.MonkeyPatch
+    tiny_learner32: Learner,
+    toy_split: TokenizedSplit,
+    run: Callable[..., TrainingSummary],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Its gradient is infinite, which neither stops the run nor counts as clipped; the scale is halved."""
     pull_back, calls = DistilledDataset.pull_back, iter(range(1, 100))
@@ -425,29 +443,22 @@ def test_interrupted_run_leaves_its_state_and_the_last_set(
     signum: signal.Signals,
     tiny_learner: Learner,
     toy_split: TokenizedSplit,
-    run: Callable[..., FitResult],
+    run: Callable[..., TrainingSummary],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A step is finished first; a validation, which starts over, is not."""
-    validate, step, calls = Scripted(2.0, 1.0, signum, 0.5), outer_step, iter(range(1, 10))
-
-    def interrupted(*args: Any) -> StepResult:
-        if where == "step" and next(calls) == 3:
-            signal.raise_signal(signum)
-        return step(*args)
-
-    monkeypatch.setattr(trainer, "outer_step", interrupted)
+    validate = Scripted(2.0, 1.0, signum, 0.5)
+    step = acting_before({3: lambda: signal.raise_signal(signum)} if where == "step" else {})
     distilled, before = create(tiny_learner, toy_split), signal.getsignal(signum)
     with pytest.raises(KeyboardInterrupt) as error:
-        run(distilled, validate, max_steps=9, val_steps=1 if where == "validate" else 5)
+        run(distilled, validate, step=step, max_steps=9, val_steps=1 if where == "validate" else 5)
     assert signal.getsignal(signum) is before
     reached = 2 if where == "validate" else 3
     path = tmp_path / "checkpoints" / CHECKPOINT_FILE
     assert isinstance(error.value, Interrupted)
     assert error.value.signum == signum
     assert str(error.value) == f"interrupted at step {reached}/9; the state is in {path}"
-    assert load_checkpoint(path, {}).state["progress"]["step"] == reached
+    assert read(path).state["progress"]["step"] == reached
     last = DistilledDataset.from_pretrained(tmp_path / "checkpoints" / "last")
     assert equal(raw_copy(last), {name: tensor.float() for name, tensor in raw_copy(distilled).items()})
     assert not torch.equal(distilled.raw["inputs_embeds"], validate.seen[0]["inputs_embeds"])
@@ -457,29 +468,56 @@ def test_interrupted_run_leaves_its_state_and_the_last_set(
 def test_second_signal_in_the_middle_of_a_step_writes_no_state(
     tiny_learner: Learner,
     toy_split: TokenizedSplit,
-    run: Callable[..., FitResult],
+    run: Callable[..., TrainingSummary],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The state is not whole there; the last checkpoint counts."""
-    step, calls = outer_step, iter(range(1, 10))
 
-    def interrupted(*args: Any) -> StepResult:
-        result = step(*args)
-        if next(calls) == 4:
+    def interrupted(self: OuterStep, batches: list[dict[str, Tensor]], step: int) -> StepResult:
+        result = OuterStep.__call__(self, batches, step)
+        if step == 4:
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGINT)
         return result
 
-    monkeypatch.setattr(trainer, "outer_step", interrupted)
     validate = Scripted(*[1.0] * 9)
     path = tmp_path / "checkpoints" / CHECKPOINT_FILE
     with pytest.raises(Interrupted) as error:
-        run(create(tiny_learner, toy_split), validate, max_steps=9, val_steps=1, checkpoint_interval=2)
+        run(
+            create(tiny_learner, toy_split), validate,
+            step=stepping(interrupted), max_steps=9, val_steps=1, checkpoint_interval=2,
+        )  # fmt: skip
     assert str(error.value) == f"interrupted twice; the checkpoint of step 2 is in {path}"
-    state = load_checkpoint(path, {})
+    state = read(path)
     assert state.state["progress"]["step"] == 2
     assert torch.equal(state.tensors["raw.inputs_embeds"], validate.seen[2]["inputs_embeds"])
+
+
+def test_callback_sees_every_validation_and_may_end_the_run(
+    tiny_learner: Learner, toy_split: TokenizedSplit, run: Callable[..., TrainingSummary]
+) -> None:
+    recorder, seen = Recorder(), []
+
+    def callback(step: int, metrics: Mapping[str, float]) -> None:
+        seen.append((step, dict(metrics)))
+        if step == 2:
+            raise StopTraining("enough")
+
+    with pytest.raises(StopTraining, match="enough"):
+        run(create(tiny_learner, toy_split), Scripted(3.0, 2.0, 1.0), recorder, callback=callback, val_steps=1)
+    assert seen == [(0, {"loss": 3.0}), (1, {"loss": 2.0}), (2, {"loss": 1.0})]
+    assert recorder.steps("validation_loss") == [0, 1, 2]
+
+
+@pytest.mark.parametrize("settings", MIXED_PRECISION, ids=lambda settings: next(iter(settings)))
+def test_mixed_precision_trains_on_the_cpu(
+    settings: dict[str, Any],
+    tiny_learner32: Learner,
+    toy_split: TokenizedSplit,
+    run: Callable[..., TrainingSummary],
+) -> None:
+    distilled = create(tiny_learner32, toy_split)
+    assert run(distilled, learner=tiny_learner32, max_steps=2, **settings).outer_steps == 2
 
 
 # --- How it goes on
@@ -490,12 +528,12 @@ def total(distilled: DistilledDataset) -> float:
     return sum(tensor.sum().item() for tensor in distilled.raw.values())
 
 
-def lowest_at(best: float) -> trainer.Validate:
+def lowest_at(best: float) -> Validation:
     """A validation that depends on the set and nothing else, lowest where ``total`` is ``best``."""
     return lambda distilled: {"loss": 1.0 + abs(total(distilled) - best)}
 
 
-def interrupted_at(call: int, signum: signal.Signals, validation: trainer.Validate) -> trainer.Validate:
+def interrupted_at(call: int, signum: signal.Signals, validation: Validation) -> Validation:
     calls = iter(range(1, 100))
 
     def validate(distilled: DistilledDataset) -> Mapping[str, float]:
@@ -504,17 +542,6 @@ def interrupted_at(call: int, signum: signal.Signals, validation: trainer.Valida
         return validation(distilled)
 
     return validate
-
-
-def stepping(before: dict[int, Callable[[], None]]) -> Callable[..., StepResult]:
-    """Outer steps before which something happens."""
-    calls = iter(range(1, 100))
-
-    def step(*args: Any) -> StepResult:
-        before.get(next(calls), lambda: None)()
-        return outer_step(*args)
-
-    return step
 
 
 def die() -> None:
@@ -544,9 +571,8 @@ def test_run_interrupted_three_times_ends_as_one_that_was_not(
     tiny_learner: Learner,
     tiny_learner32: Learner,
     toy_split: TokenizedSplit,
-    run: Callable[..., FitResult],
+    run: Callable[..., TrainingSummary],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Bit for bit: by a signal in a step, by a death between two checkpoints, by a signal in a validation."""
     learner = tiny_learner32 if "fp16" in config else tiny_learner
@@ -571,33 +597,33 @@ def test_run_interrupted_three_times_ends_as_one_that_was_not(
     assert 0 < expected.clipped_steps < 8
 
     recorded = Recorder()
-    monkeypatch.setattr(trainer, "outer_step", stepping({1: lambda: signal.raise_signal(signal.SIGINT)}))
     with pytest.raises(Interrupted, match="at step 1/8"):
-        run(new(), validation, recorded, **settings)
+        run(
+            new(), validation, recorded,
+            step=acting_before({1: lambda: signal.raise_signal(signal.SIGINT)}), **settings,
+        )  # fmt: skip
     assert not recorded.steps("train_loss")
-    monkeypatch.setattr(trainer, "outer_step", stepping({4: die}))
     with pytest.raises(RuntimeError, match="died"):
-        run(new(), validation, recorded, checkpoint=load_checkpoint(state, {}), **settings)
+        run(new(), validation, recorded, checkpoint=read(state), step=acting_before({4: die}), **settings)
     assert recorded.steps("train_loss") == [2, 4], "what the checkpoint of step 3 does not know comes again"
-    monkeypatch.setattr(trainer, "outer_step", stepping({}))
     validate = interrupted_at(2, signal.SIGTERM, validation)
     with pytest.raises(Interrupted, match="at step 6/8"):
-        run(new(), validate, recorded, checkpoint=load_checkpoint(state, {}), **settings)
+        run(new(), validate, recorded, checkpoint=read(state), **settings)
     again = new()
-    result = run(again, validation, recorded, checkpoint=load_checkpoint(state, {}), **settings)
+    result = run(again, validation, recorded, checkpoint=read(state), **settings)
 
     assert equal(raw_copy(again), raw_copy(whole))
     assert recorded.timeless() == expected_lines.timeless()
-    assert replace(result, seconds=0.0, checkpoint_seconds=0.0) == replace(
-        expected, seconds=0.0, checkpoint_seconds=0.0
+    assert replace(result, training_seconds=0.0, checkpoint_seconds=0.0) == replace(
+        expected, training_seconds=0.0, checkpoint_seconds=0.0
     )
-    assert 0 < result.checkpoint_seconds < result.seconds
+    assert 0 < result.checkpoint_seconds < result.training_seconds
     for name in ("best", "last"):
         first, second = (DistilledDataset.from_pretrained(folder / name) for folder in (quiet, state.parent))
         assert equal(raw_copy(first), raw_copy(second)), name
         assert first.metadata == second.metadata
     # Moments, schedule, scale of float16: all that goes on from the end.
-    first_state, second_state = load_checkpoint(quiet / CHECKPOINT_FILE, {}), load_checkpoint(state, {})
+    first_state, second_state = read(quiet / CHECKPOINT_FILE), read(state)
     assert equal(first_state.tensors, second_state.tensors)
     for found in (first_state, second_state):
         for clock in ("seconds", "checkpoint_seconds"):
@@ -607,25 +633,23 @@ def test_run_interrupted_three_times_ends_as_one_that_was_not(
 
 @pytest.fixture
 def checkpoint(
-    tiny_learner: Learner, toy_split: TokenizedSplit, run: Callable[..., FitResult], tmp_path: Path
+    tiny_learner: Learner, toy_split: TokenizedSplit, run: Callable[..., TrainingSummary], tmp_path: Path
 ) -> Checkpoint:
     """Of step 4 of a run of 4 with momentum, which is its end."""
     run(create(tiny_learner, toy_split), max_steps=4, optimizer_type=OptimizerType.momentum)
-    return load_checkpoint(tmp_path / "checkpoints" / CHECKPOINT_FILE, {})
+    return read(tmp_path / "checkpoints" / CHECKPOINT_FILE)
 
 
 def test_finished_run_goes_on_to_the_same_end(
     checkpoint: Checkpoint,
     tiny_learner: Learner,
     toy_split: TokenizedSplit,
-    run: Callable[..., FitResult],
-    monkeypatch: pytest.MonkeyPatch,
+    run: Callable[..., TrainingSummary],
 ) -> None:
-    monkeypatch.setattr(trainer, "outer_step", stepping({1: die}))
     distilled, recorder = create(tiny_learner, toy_split), Recorder()
     recorder.lines = [(0, {})] * checkpoint.state["progress"]["mark"]
     config = {"max_steps": 4, "optimizer_type": OptimizerType.momentum}
-    result = run(distilled, Scripted(), recorder, checkpoint=checkpoint, **config)
+    result = run(distilled, Scripted(), recorder, checkpoint=checkpoint, step=acting_before({1: die}), **config)
     assert (result.outer_steps, result.best_step, result.validation) == (4, 0, {"loss": 1.0})
     assert equal(raw_copy(distilled), raw_copy(create(tiny_learner, toy_split)))
     assert len(recorder.lines) == checkpoint.state["progress"]["mark"]
@@ -635,7 +659,7 @@ def test_best_set_of_the_folder_is_that_of_the_checkpoint(
     checkpoint: Checkpoint,
     tiny_learner: Learner,
     toy_split: TokenizedSplit,
-    run: Callable[..., FitResult],
+    run: Callable[..., TrainingSummary],
     tmp_path: Path,
 ) -> None:
     """What a run has written after its last checkpoint is not there for one that goes on."""
@@ -669,7 +693,7 @@ def test_checkpoint_of_another_run_is_refused(
     checkpoint: Checkpoint,
     tiny_learner: Learner,
     toy_split: TokenizedSplit,
-    run: Callable[..., FitResult],
+    run: Callable[..., TrainingSummary],
 ) -> None:
     distilled, recorder = create(tiny_learner, toy_split, **shape), Recorder()
     recorder.lines = [(0, {})] * 100
@@ -685,7 +709,11 @@ def test_checkpoint_of_another_run_is_refused(
 
 @pytest.mark.parametrize("damage", ["a counter is missing", "a counter is a text", "step", "rates", "no state"])
 def test_checkpoint_that_makes_no_sense_is_refused(
-    damage: str, checkpoint: Checkpoint, tiny_learner: Learner, toy_split: TokenizedSplit, run: Callable[..., FitResult]
+    damage: str,
+    checkpoint: Checkpoint,
+    tiny_learner: Learner,
+    toy_split: TokenizedSplit,
+    run: Callable[..., TrainingSummary],
 ) -> None:
     state: dict[str, Any] = {**checkpoint.state, "progress": dict(checkpoint.state["progress"])}
     if damage == "a counter is missing":
@@ -706,273 +734,17 @@ def test_checkpoint_that_makes_no_sense_is_refused(
 
 
 def test_states_are_written_every_interval_and_at_the_end(
-    tiny_learner: Learner, toy_split: TokenizedSplit, run: Callable[..., FitResult], monkeypatch: pytest.MonkeyPatch
+    tiny_learner: Learner, toy_split: TokenizedSplit, run: Callable[..., TrainingSummary]
 ) -> None:
-    steps, save = [], trainer.save_checkpoint
+    steps = []
 
-    def spy(path: Path, checkpoint: Checkpoint, settings: Mapping[str, Any]) -> None:
-        steps.append(checkpoint.state["progress"]["step"])
-        save(path, checkpoint, settings)
+    class Spy(CheckpointFile):
+        def save(self, checkpoint: Checkpoint) -> None:
+            steps.append(checkpoint.state["progress"]["step"])
+            super().save(checkpoint)
 
-    monkeypatch.setattr(trainer, "save_checkpoint", spy)
-    run(create(tiny_learner, toy_split), max_steps=5, checkpoint_interval=2)
+    run(create(tiny_learner, toy_split), file=Spy, max_steps=5, checkpoint_interval=2)
     assert steps == [0, 2, 4, 5]
-
-
-# --- One outer step
-
-
-def batch_of(split: TokenizedSplit) -> dict[str, Tensor]:
-    return next(train_batches(split, BATCH, seed=0, epoch=0))
-
-
-def step_once(
-    distilled: DistilledDataset, learner: Learner, split: TokenizedSplit, **config: Any
-) -> tuple[dict[str, Tensor], StepResult]:
-    """The displacement of every part by one outer step, and what the step returns."""
-    rates = {"lr_inputs_embeds": 1.0, "lr_lr_scales": 1.0}
-    settings = TrainConfig(**({"optimizer_type": OptimizerType.sgd} | rates | config))
-    before = raw_copy(distilled)
-    scaler = torch.amp.GradScaler("cpu", enabled=settings.fp16)
-    optimizer = make_optimizer(distilled, settings)
-    result = outer_step(distilled, learner, [batch_of(split)], optimizer, scaler, settings, seed=5)
-    return {name: tensor - before[name] for name, tensor in raw_copy(distilled).items()}, result
-
-
-def test_heads_are_averaged(tiny_learner: Learner, toy_split: TokenizedSplit) -> None:
-    distilled = create(tiny_learner, toy_split, train_step=2, **SOFT)
-    inputs = batch_of(toy_split)
-    labels = inputs.pop("labels")
-    losses, hits, grads = [], [], []
-    for head in range(2):
-        batches = distilled.batches(stream_seed(5, "inner", head))
-        params = tiny_learner.fresh_params(stream_seed(5, "head", head))
-
-        def outer_loss(params: dict[str, Tensor]) -> Tensor:
-            logits = tiny_learner(params, inputs).logits
-            hits.append((logits.argmax(-1) == labels).float().mean().item())
-            return task_loss(logits, labels)
-
-        inner_loss = distilled.inner_loss(tiny_learner)
-        loss, parts = hypergradient(Estimator.difference, inner_loss, outer_loss, params, batches)
-        losses.append(loss.item())
-        grads.append(distilled.pull_back(batches, parts))
-    moved, (loss_of_step, accuracy, norm) = step_once(
-        distilled, tiny_learner, toy_split, heads_per_step=2, max_grad_norm=None
-    )
-    assert moved.keys() == grads[0].keys()
-    for name, tensor in moved.items():
-        torch.testing.assert_close(tensor, -(grads[0][name] + grads[1][name]) / 2, rtol=1e-9, atol=1e-12)
-    assert not torch.allclose(grads[0]["inputs_embeds"], grads[1]["inputs_embeds"], rtol=0.1)
-    assert loss_of_step == pytest.approx(sum(losses) / 2, rel=1e-12)
-    assert accuracy == pytest.approx(sum(hits) / 2)
-    assert norm == pytest.approx(math.sqrt(sum(tensor.square().sum().item() for tensor in moved.values())), rel=1e-6)
-
-
-def test_estimators_agree(tiny_learner: Learner, toy_split: TokenizedSplit) -> None:
-    moved = {
-        estimator: step_once(
-            create(tiny_learner, toy_split, train_step=2, **SOFT),
-            tiny_learner,
-            toy_split,
-            estimator=estimator,
-            max_grad_norm=None,
-        )[0]
-        for estimator in Estimator
-    }
-    for name, exact in moved[Estimator.reverse].items():
-        torch.testing.assert_close(moved[Estimator.forward][name], exact, rtol=1e-8, atol=1e-12)
-        assert (moved[Estimator.difference][name] - exact).norm() < 1e-2 * exact.norm()
-
-
-def test_gradient_is_clipped(tiny_learner: Learner, toy_split: TokenizedSplit) -> None:
-    def norm(moved: dict[str, Tensor]) -> float:
-        return math.sqrt(sum(tensor.square().sum().item() for tensor in moved.values()))
-
-    free = norm(step_once(create(tiny_learner, toy_split), tiny_learner, toy_split, max_grad_norm=None)[0])
-    limit = free / 10
-    clipped, (*_, told) = step_once(create(tiny_learner, toy_split), tiny_learner, toy_split, max_grad_norm=limit)
-    assert norm(clipped) == pytest.approx(limit, rel=1e-4)
-    assert told == pytest.approx(free, rel=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("limit", "shares", "count"), [(1.0, [0.5, 0.5, 1.0], 3), (0.1, [1.0, 1.0, 1.0], 5), (None, [], 0)]
-)
-def test_clipped_steps_are_counted(
-    limit: float | None,
-    shares: list[float],
-    count: int,
-    tiny_learner: Learner,
-    toy_split: TokenizedSplit,
-    run: Callable[..., FitResult],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """As the share of the steps since the last line, and in all; a norm at the limit is not clipped."""
-    norms = iter([0.5, 1.5, 2.0, 1.0, 3.0])
-    monkeypatch.setattr(trainer, "outer_step", lambda *_: (1.0, 0.5, next(norms)))
-    recorder = Recorder()
-    result = run(create(tiny_learner, toy_split), tracker=recorder, max_steps=5, log_interval=2, max_grad_norm=limit)
-    assert recorder.values("clipped") == shares
-    assert result.clipped_steps == count
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [{"bf16": True}, {"fp16": True}, {"inner_precision": InnerPrecision.bf16, "estimator": Estimator.forward}],
-    ids=lambda settings: next(iter(settings)),
-)
-def test_mixed_precision_runs_on_the_cpu(
-    settings: dict[str, Any], tiny_learner32: Learner, toy_split: TokenizedSplit, tmp_path: Path
-) -> None:
-    plain, (loss, *_) = step_once(create(tiny_learner32, toy_split), tiny_learner32, toy_split)
-    mixed, (mixed_loss, *_) = step_once(create(tiny_learner32, toy_split), tiny_learner32, toy_split, **settings)
-    assert mixed_loss != loss
-    assert mixed_loss == pytest.approx(loss, rel=0.02)
-    cosine = torch.cosine_similarity(plain["inputs_embeds"].flatten(), mixed["inputs_embeds"].flatten(), dim=0)
-    assert cosine > 0.95
-    config = TrainConfig(max_steps=2, save_ckpt_dir=str(tmp_path), **settings)
-    distilled = create(tiny_learner32, toy_split)
-    schedule = Schedule.of(config, toy_split, BATCH)
-    assert fit(distilled, tiny_learner32, toy_split, schedule, flat, Recorder(), config, 0).outer_steps == 2
-
-
-# --- The optimiser
-
-
-@pytest.mark.parametrize(
-    ("kind", "moved"), [("adamw", 0.2), ("adam", 0.2), ("sgd", 0.2), ("momentum", 0.1 * (1 + 1.9))]
-)
-def test_optimizer_types(kind: str, moved: float, tiny_learner: Learner, toy_split: TokenizedSplit) -> None:
-    """Two updates with a gradient of ones everywhere."""
-    distilled = create(tiny_learner, toy_split, **SOFT)
-    before = raw_copy(distilled)
-    config = TrainConfig(optimizer_type=OptimizerType(kind), lr_inputs_embeds=0.1, lr_lr_scales=0.1)
-    optimizer = make_optimizer(distilled, config)
-    for _ in range(2):
-        for tensor in distilled.raw.values():
-            tensor.grad = torch.ones_like(tensor)
-        optimizer.step()
-    assert len(distilled.raw) == 5
-    for name, tensor in raw_copy(distilled).items():
-        torch.testing.assert_close(tensor, before[name] - moved, rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("kind", ["adamw", "adam"])
-@pytest.mark.parametrize(("given", "beta2"), [({}, 0.99), ({"adam_beta2": 0.5}, 0.5)])
-def test_adam_beta2(
-    given: dict[str, float], beta2: float, kind: str, tiny_learner: Learner, toy_split: TokenizedSplit
-) -> None:
-    """A step after a gradient of ones and one of zeros."""
-    distilled = create(tiny_learner, toy_split, **SOFT)
-    config = TrainConfig(optimizer_type=OptimizerType(kind), lr_inputs_embeds=0.1, lr_lr_scales=0.1, **given)
-    optimizer = make_optimizer(distilled, config)
-    for gradient in (1.0, 0.0):
-        before = raw_copy(distilled)
-        for tensor in distilled.raw.values():
-            tensor.grad = torch.full_like(tensor, gradient)
-        optimizer.step()
-    moved = 0.1 * (0.9 * 0.1 / (1 - 0.9**2)) / math.sqrt(beta2 * (1 - beta2) / (1 - beta2**2))
-    for name, tensor in raw_copy(distilled).items():
-        torch.testing.assert_close(tensor, before[name] - moved, rtol=0, atol=1e-6)
-
-
-def test_hard_labels_are_not_learned(
-    tiny_learner: Learner, toy_split: TokenizedSplit, run: Callable[..., FitResult]
-) -> None:
-    distilled = create(tiny_learner, toy_split)
-    before = raw_copy(distilled)
-    run(distilled, Scripted(2.0, 1.0), max_steps=1)
-    changed = {name for name, tensor in distilled.raw.items() if not torch.equal(tensor, before[name])}
-    assert changed == {"inputs_embeds", "lr", "lr_scales"}
-
-
-@pytest.mark.parametrize(
-    ("given", "rates"),
-    [
-        pytest.param({}, {"attention_labels": 0.05, "labels": 0.01, "lr": 0.01}, id="our defaults"),
-        pytest.param(
-            {"lr_inputs_embeds": 0.5},
-            {"inputs_embeds": 0.5, "attention_labels": 0.5, "labels": 0.5, "lr": 0.5},
-            id="the others follow",
-        ),
-        pytest.param(
-            {"lr_inputs_embeds": 0.5, "lr_labels": 0.2, "lr_lr": 0.0},
-            {"inputs_embeds": 0.5, "attention_labels": 0.5, "labels": 0.2, "lr": 0.0},
-            id="unless given",
-        ),
-        pytest.param(
-            {"lr_attention_labels": 3.0, "lr_lr_scales": 0.4},
-            {"attention_labels": 3.0, "labels": 0.01, "lr": 0.01, "lr_scales": 0.4},
-            id="two",
-        ),
-    ],
-)
-@pytest.mark.parametrize(("init", "share"), [("noise", 0.1), ("real", 0.2)])
-def test_learning_rates(
-    init: str,
-    share: float,
-    given: dict[str, float],
-    rates: dict[str, float],
-    tiny_learner: Learner,
-    toy_split: TokenizedSplit,
-) -> None:
-    distilled = create(tiny_learner, toy_split, init=Init(init), **SOFT)
-    distilled.raw["inputs_embeds"].data.mul_(7.0)
-    names = {id(tensor): name for name, tensor in distilled.raw.items()}
-    groups = make_optimizer(distilled, TrainConfig(**given)).param_groups
-    found = {names[id(tensor)]: group["lr"] for group in groups for tensor in group["params"]}
-    scale = distilled.raw["inputs_embeds"].std().item()
-    assert found == pytest.approx({"inputs_embeds": share * scale, "lr_scales": 0.05} | rates)
-
-
-@pytest.mark.parametrize(("kind", "cls"), [("adamw", AdamW), ("adam", Adam)])
-def test_weight_decay_is_on_embeddings_and_attention_only(
-    kind: str, cls: type, tiny_learner: Learner, toy_split: TokenizedSplit
-) -> None:
-    distilled = create(tiny_learner, toy_split, **SOFT)
-    before = raw_copy(distilled)
-    optimizer = make_optimizer(
-        distilled, TrainConfig(optimizer_type=OptimizerType(kind), lr_inputs_embeds=0.1, weight_decay=0.5)
-    )
-    assert type(optimizer) is cls
-    for tensor in distilled.raw.values():
-        tensor.grad = torch.zeros_like(tensor)
-    optimizer.step()
-    decayed = {name for name, tensor in distilled.raw.items() if not torch.equal(tensor, before[name])}
-    assert decayed == {"inputs_embeds", "attention_labels"}
-    if cls is AdamW:
-        torch.testing.assert_close(distilled.raw["inputs_embeds"].detach(), before["inputs_embeds"] * 0.95)
-
-
-# --- What is refused
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "message"),
-    [
-        *((key, 0, "must be at least 1, got 0") for key in ("epoch", "max_steps", "val_interval", "val_steps")),
-        *((key, 0, "must be at least 1, got 0") for key in ("n_eval_model", "heads_per_step", "checkpoint_interval")),
-        *((key, 0, "must be at least 1, or -1 for a tenth of an epoch, got 0") for key in ("log_interval",)),
-        *(
-            (key, -1.0, "must be at least 0 and finite, got -1")
-            for key in ("lr_inputs_embeds", "lr_labels", "weight_decay")
-        ),
-        *(("adam_beta2", value, f"must be at least 0 and below 1, got {value}") for value in (-0.1, 1.0, math.nan)),
-        ("warmup_ratio", 1.5, "must be from 0 to 1, got 1.5"),
-        ("max_grad_norm", 0.0, "must be above 0, or null for no clipping, got 0"),
-        ("scheduler_type", "reduce_lr_on_plateau", "must be one of linear, cosine, .*got 'reduce_lr_on_plateau'"),
-        ("scheduler_type", "warmup_stable_decay", "must be one of linear, cosine, .*got 'warmup_stable_decay'"),
-    ],
-)
-def test_values_out_of_range(key: str, value: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=rf"train\.{key} {message}"):
-        TrainConfig(**{key: value}).check()
-
-
-def test_fp16_and_bf16_exclude_each_other() -> None:
-    with pytest.raises(ValueError, match=r"train\.fp16 and train\.bf16 exclude each other"):
-        TrainConfig(fp16=True, bf16=True).check()
 
 
 # --- It learns
@@ -997,8 +769,8 @@ def test_distilled_beats_random_real_samples(
             train = trained_on(distilled, learner, seed, "validation")
             return {"loss": score(train, learner, splits["validation"], (), 3, 256, Processes())["loss"].mean}
 
-        schedule = Schedule.of(config, splits["train"], 32)
-        fit(distilled, learner, splits["train"], schedule, validate, Recorder(), config, seed)
+        outer_step = OuterStep(distilled, learner, config, seed, Processes())
+        trainer(outer_step, splits["train"], 32, validate, Recorder()).train()
         trained = trained_on(distilled, learner, seed, "evaluation")
         distilled_accuracy.append(score(trained, learner, splits["test"], (), 5, 256, Processes())["accuracy"].mean)
         rows = coresets(Baseline.random, learner, splits["train"], 1, 256, seed)

@@ -61,7 +61,7 @@ def _job(debug: bool, tree: DictConfig) -> float:
         tree.base.save_dir = runtime.runtime.output_dir
         tree.base.sweep = runtime.callbacks["sweep"]["name"]
     run_config = config.to_run_config(tree)
-    composed = {
+    hydra_files = {
         "config.yaml": OmegaConf.to_yaml(tree),
         "hydra.yaml": OmegaConf.to_yaml(OmegaConf.create({"hydra": runtime})),
         "overrides.yaml": OmegaConf.to_yaml(runtime.overrides.task),
@@ -74,7 +74,7 @@ def _job(debug: bool, tree: DictConfig) -> float:
         raise CompactHydraException(f"textdistill: error: {failed}")
 
     # Errors are handled inside the job, because Hydra prints a traceback for an exception that leaves it.
-    result = guarded(distill, run_config, composed, debug=debug, failed=job_failed if sweep else fail)
+    result = guarded(distill, run_config, hydra_files, debug=debug, failed=job_failed if sweep else fail)
     run_dir = Path(run_config.base.save_dir)
     print_run(result, run_dir, {} if sweep else after_run(run_dir))
     # A sweeper must choose by validation, never by the test split.

@@ -168,10 +168,10 @@ def _tune(arguments: list[str]) -> None:
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--study")
     given = parser.parse_intermixed_args(arguments)
-    found = tune(given.overrides, given.trials, given.study)
-    terminal.print_trials(found["trials"], found["best"])
-    terminal.print_run(found["results"], Path(found["run_dir"]), after_run(Path(found["run_dir"])))
-    print(f"textdistill distill {shlex.join(found['overrides'])}")
+    study = tune(given.overrides, given.trials, given.study)
+    terminal.print_trials(study)
+    terminal.print_run(study.result, study.run_dir, after_run(study.run_dir))
+    print(f"textdistill distill {shlex.join(study.overrides)}")
 
 
 def _track(arguments: list[str]) -> None:

@@ -21,6 +21,7 @@ from textdistill.runs.results import RunResult, Score
 
 if TYPE_CHECKING:
     from textdistill.commands.evaluate import Spread, Verification
+    from textdistill.commands.tune import StudyResult
 
 
 def print_results(result: RunResult, folder: Path) -> None:
@@ -98,23 +99,23 @@ def print_verified(verification: Verification) -> None:
         print(f"unusual: {line}")
 
 
-def print_trials(trials: Iterable[Mapping[str, Any]], best: Mapping[str, Any]) -> None:
-    """The trials of a study, as ``tuning.tune`` found them."""
+def print_trials(study: StudyResult) -> None:
+    """Prints the trials of a study and names the best one."""
     cells = [
         (
-            str(trial["number"]),
-            trial["state"],
-            "" if trial["validation_loss"] is None else f"{trial['validation_loss']:.4f}",
-            " ".join(trial["overrides"]) or "the defaults",
+            str(trial.number),
+            trial.state,
+            "" if trial.validation_loss is None else f"{trial.validation_loss:.4f}",
+            " ".join(trial.overrides) or "the defaults",
         )
-        for trial in trials
+        for trial in study.trials
     ]
     if _on_terminal():
         _print_table([_number("trial"), "state", _number("validation loss"), "settings"], cells)
     else:
         for number, state, loss, settings in cells:
             print(f"trial {number:>3} {state:8} {loss:8} {settings}")
-    print(f"best: trial {best['number']}")
+    print(f"best: trial {study.best.number}")
 
 
 def print_next(steps: Mapping[str, Sequence[str]]) -> None:

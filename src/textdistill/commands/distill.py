@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 from textdistill.commands.context import RunContext, set_shape
 from textdistill.config import RunConfig, load_run_config, save_run_config
@@ -22,22 +21,20 @@ from textdistill.runs.metrics import NullTracker, Tracker
 from textdistill.runs.mlflow import Status
 from textdistill.runs.results import RunResult, TrainingSummary
 from textdistill.runs.tracker import RunTracker, open_tracker
-from textdistill.training.checkpoint import Checkpoint, load_checkpoint
-from textdistill.training.trainer import Schedule, fit
+from textdistill.training.checkpoint import Checkpoint, CheckpointFile
+from textdistill.training.config import Schedule
+from textdistill.training.outer_step import OuterStep, RealBatches
+from textdistill.training.trainer import Callback, StopTraining, Trainer, Validation
 
 logger = logging.getLogger(__name__)
 
 
-class Stopped(Exception):
-    """Raised by what watches a training, to end it where it is."""
-
-
-def distill(config: RunConfig, composed: Mapping[str, str] | None = None) -> RunResult:
-    """Distils ``config.data`` and scores the result on the reported split.
+def distill(config: RunConfig, hydra_files: Mapping[str, str] | None = None) -> RunResult:
+    """Distils ``config.data`` and scores the result on the test split.
 
     The run folder ``config.base.save_dir`` receives ``config.yaml``, ``metrics.jsonl``, ``run.log``,
     ``checkpoints/``, ``distilled/`` (the best set) and ``results.json``. With ``train.resume`` an interrupted run
-    in it goes on, and ends as if it had not been interrupted.
+    in that folder goes on. Its result is that of an uninterrupted run.
 
     Examples:
         >>> from textdistill import compose
@@ -47,23 +44,23 @@ def distill(config: RunConfig, composed: Mapping[str, str] | None = None) -> Run
         >>> sorted(result.metrics)
         ['accuracy', 'loss']
 
-    Under ``torchrun`` every process calls this; process 0 writes.
+    Under ``torchrun`` every process calls this function, and process 0 writes.
 
     Args:
-        config: see there.
-        composed: the files of Hydra's composition by name, kept in ``.hydra/``.
+        config: the configuration, from ``compose``.
+        hydra_files: the files of Hydra's composition by name; they are kept in ``.hydra/``.
 
     Returns:
         The result; ``results.json`` holds the same.
 
     Raises:
-        ValueError: the configuration or the data cannot work; nothing has been written then.
-        FileNotFoundError: a file of the data or model is missing.
+        ValueError: the configuration or the data cannot work. Nothing has been written then.
+        FileNotFoundError: a file of the data or of the model is missing.
         FloatingPointError: training diverged.
-        Interrupted: by SIGINT or SIGTERM while training; ``train.resume`` goes on from there.
+        Interrupted: SIGINT or SIGTERM came while training; ``train.resume`` goes on from the checkpoint.
 
     """
-    with _training(config, composed or {}) as (context, distilled, record, training):
+    with _training(config, hydra_files or {}) as (context, distilled, tracker, training):
         started = time.monotonic()
         scores = context.score(distilled)
         seconds = training.training_seconds + time.monotonic() - started
@@ -71,29 +68,29 @@ def distill(config: RunConfig, composed: Mapping[str, str] | None = None) -> Run
         result = context.result(
             scores, seconds, shape=set_shape(distilled), training=training, peak_memory_bytes=memory
         )
-        if record is not None:
-            _save_results(context.config, distilled, training, result, record)
+        if tracker is not None:
+            _save_results(context.config, distilled, training, result, tracker)
     return result
 
 
-def train(config: RunConfig, watched: Callable[[Tracker], Tracker]) -> TrainingSummary:
-    """The first part of ``distill``, which never looks at the reported split.
+def train(config: RunConfig, callback: Callback) -> TrainingSummary:
+    """Distils without scoring: the part of ``distill`` that never reads the test split.
 
-    ``distill`` with ``train.resume`` goes on from its end and adds the score.
+    ``distill`` with ``train.resume`` goes on from the end of this training and adds the score.
 
     Args:
-        config: see there.
-        watched: wraps the tracker; may raise ``Stopped`` from it to end the training.
+        config: the configuration.
+        callback: receives the outer step and the metrics of every validation; may raise ``StopTraining``.
 
     Returns:
-        How training went: the steps, the best one and its validation metrics, and the times.
+        The steps, the best step with its validation metrics, and the times.
 
     Raises:
-        Stopped: so the tracker said; the run's record ends as one that was killed.
+        StopTraining: the callback raised it. MLflow records the run as killed.
         ValueError, FileNotFoundError, FloatingPointError, Interrupted: as ``distill``.
 
     """
-    with _training(config, {}, watched) as (*_, training):
+    with _training(config, {}, callback) as (*_, training):
         return training
 
 
@@ -111,50 +108,73 @@ def resume(run_dir: str | Path) -> RunResult:
 
 @contextmanager
 def _training(
-    config: RunConfig, composed: Mapping[str, str], watched: Callable[[Tracker], Tracker] = lambda tracker: tracker
+    config: RunConfig, hydra_files: Mapping[str, str], callback: Callback | None = None
 ) -> Iterator[tuple[RunContext, DistilledDataset, RunTracker | None, TrainingSummary]]:
-    """A run that holds its folder, is recorded, and has trained its set; its record ends with the block.
+    """Locks the run folder and trains the set; the block that follows can score it and add to the record.
 
-    Only process 0 has a record.
+    Yields:
+        The context; the trained set; the tracker, in process 0 only; and the summary of the training.
+
     """
     processes = Processes()
     if config.train.batches_per_step is None:
-        # Written down, so that the run goes on as it began with any number of processes.
+        # The number is written to config.yaml, so that the run can go on with another number of processes.
         config = replace(config, train=replace(config.train, batches_per_step=processes.count))
     context = RunContext(config, processes)
     schedule = None
     if not config.train.skip_train:
-        schedule = Schedule.of(config.train, context.splits["train"], config.data.train_batch_size)
+        schedule = Schedule.of(config.train, context.splits["train"], config.data.train_batch_size, processes)
     distilled = _initial_set(config, context)
     settings = config.fixed() | {"data": context.task.fingerprint, "model": context.learner.revision}
+    checkpoint_file = CheckpointFile(config.run_folder.checkpoint, settings)
     with ExitStack() as stack:
-        record: RunTracker | None = None
+        run_tracker: RunTracker | None = None
         checkpoint: Checkpoint | None = None
         if processes.main:
             stack.enter_context(config.run_folder.lock())
-            checkpoint = _load_checkpoint(config, settings)
-            record = stack.enter_context(_recorded(config, composed))
+            checkpoint = _load_checkpoint(config, checkpoint_file)
+            run_tracker = stack.enter_context(_recorded(config, hydra_files))
         checkpoint = processes.broadcast(checkpoint)
-        tracker = record or NullTracker()
+        tracker: Tracker = run_tracker or NullTracker()
         training = TrainingSummary(outer_steps=0, training_seconds=0.0)
         if schedule is None:
             tracker.rewind(0)
         else:
-            training = _train(config, context, distilled, schedule, watched(tracker), settings, checkpoint)
-        yield context, distilled, record, training
+            outer_step = OuterStep(distilled, context.learner, config.train, config.base.seed, processes)
+            batches = RealBatches(context.splits["train"], schedule, config.base.seed, processes)
+            validation = _validation(config, context)
+            trainer = Trainer(outer_step, batches, validation, config.run_folder, checkpoint_file, tracker, callback)
+            training = trainer.train(checkpoint)
+        yield context, distilled, run_tracker, training
+
+
+def _validation(config: RunConfig, context: RunContext) -> Validation:
+    """Scores a set on the validation split: means, and standard deviations over fresh heads."""
+
+    def validate(distilled: DistilledDataset) -> dict[str, float]:
+        scores = score(
+            trained_on(distilled, context.learner, config.base.seed, "validation"),
+            context.learner, context.splits["validation"], context.task.metric_names,
+            config.train.n_eval_model, config.data.valid_batch_size,
+            context.processes, config.train.precision, description="validate",
+        )  # fmt: skip
+        deviations = {f"{name}_std": s.std for name, s in scores.items() if s.std is not None}
+        return {name: s.mean for name, s in scores.items()} | deviations
+
+    return validate
 
 
 @contextmanager
-def _recorded(config: RunConfig, composed: Mapping[str, str]) -> Iterator[RunTracker]:
-    """A block whose configuration, log, metrics, files and outcome go to the run folder and to MLflow."""
+def _recorded(config: RunConfig, hydra_files: Mapping[str, str]) -> Iterator[RunTracker]:
+    """Records the configuration, log, metrics, files and outcome of a block in the run folder and in MLflow."""
     folder, base = config.run_folder, config.base
     with replacing(folder.config) as partial:
         save_run_config(config, partial)
-    for name, text in composed.items():
+    for name, text in hydra_files.items():
         folder.hydra.mkdir(exist_ok=True)
         (folder.hydra / name).write_text(text, encoding="utf-8")
     with ExitStack() as stack:
-        stack.enter_context(folder.log_file(expected=(Stopped,)))
+        stack.enter_context(folder.log_file(expected=(StopTraining,)))
         logger.info("run folder: %s", folder.path)
         tracker = open_tracker(
             config.tracking, folder, Path(base.save_dir_root), base.experiment_name, base.run_name, base.sweep
@@ -167,10 +187,10 @@ def _recorded(config: RunConfig, composed: Mapping[str, str]) -> Iterator[RunTra
 
 
 def _status(error: type[BaseException] | None) -> Status:
-    """What a run's record says of the way that it ended."""
+    """The status in MLflow of a run that an error of this type ended; None means that it finished."""
     if error is None:
         return Status.FINISHED
-    return Status.KILLED if issubclass(error, (Stopped, KeyboardInterrupt)) else Status.FAILED
+    return Status.KILLED if issubclass(error, (StopTraining, KeyboardInterrupt)) else Status.FAILED
 
 
 def _save_results(
@@ -197,7 +217,7 @@ def _save_results(
 
 
 def _initial_set(config: RunConfig, context: RunContext) -> DistilledDataset:
-    """A new set, or the saved one of ``distilled_data.pretrained_data_path``, whose own shape then counts."""
+    """Returns a new set, or the saved set of ``distilled_data.pretrained_data_path`` with its own settings."""
     path = config.distilled_data.pretrained_data_path
     if path is None:
         return initial_set(
@@ -208,26 +228,25 @@ def _initial_set(config: RunConfig, context: RunContext) -> DistilledDataset:
             context.splits["train"],
             config.base.seed,
         )
-    loaded = DistilledDataset.from_pretrained(path)
-    context.check(loaded)
-    given, has = asdict(config.distilled_data), asdict(loaded.config)
-    differ = [key for key in given if key != "pretrained_data_path" and given[key] != has[key]]
-    if differ:
-        logger.warning("distilled_data.{%s} have no effect: the set of pretrained_data_path counts", ",".join(differ))
-    for key, value in asdict(loaded.inner_config).items():
+    saved = DistilledDataset.from_pretrained(path)
+    context.check(saved)
+    asked, own = asdict(config.distilled_data), asdict(saved.config)
+    ignored = [key for key in asked if key != "pretrained_data_path" and asked[key] != own[key]]
+    if ignored:
+        logger.warning("distilled_data.{%s} have no effect: the set of pretrained_data_path counts", ",".join(ignored))
+    for key, value in asdict(saved.inner_config).items():
         if value != getattr(config.learner_train, key):
             raise ValueError(
                 f"learner_train.{key} must be {value}, that of the set in distilled_data.pretrained_data_path,"
                 f" got {getattr(config.learner_train, key)}"
             )
-    kept = replace(loaded.config, pretrained_data_path=path)
-    return DistilledDataset(loaded.raw, kept, loaded.inner_config, context.metadata).to(context.learner.device)
+    settings = replace(saved.config, pretrained_data_path=path)
+    return DistilledDataset(saved.raw, settings, saved.inner_config, context.metadata).to(context.learner.device)
 
 
-def _load_checkpoint(config: RunConfig, settings: Mapping[str, Any]) -> Checkpoint | None:
-    """The state to go on from, None for a new run."""
-    folder = config.run_folder
-    path = folder.checkpoint
+def _load_checkpoint(config: RunConfig, checkpoint_file: CheckpointFile) -> Checkpoint | None:
+    """Returns the state to go on from, or None for a new run."""
+    folder, path = config.run_folder, checkpoint_file.path
     if not config.train.resume:
         if folder.metrics.exists() or path.exists():
             raise ValueError(
@@ -238,50 +257,9 @@ def _load_checkpoint(config: RunConfig, settings: Mapping[str, Any]) -> Checkpoi
     if not path.exists():
         logger.info("%s does not exist: the run starts anew", path)
         return None
-    checkpoint = load_checkpoint(path, settings)
+    checkpoint = checkpoint_file.load()
     for saved in (folder.best, folder.last, folder.distilled):
         # A process that died while it wrote a set leaves a temporary folder.
         for stray in saved.parent.glob(f".{saved.name}.*"):
             shutil.rmtree(stray)
     return checkpoint
-
-
-def _train(
-    config: RunConfig,
-    context: RunContext,
-    distilled: DistilledDataset,
-    schedule: Schedule,
-    tracker: Tracker,
-    settings: Mapping[str, Any],
-    checkpoint: Checkpoint | None,
-) -> TrainingSummary:
-    def validate(candidate: DistilledDataset) -> dict[str, float]:
-        scores = score(
-            trained_on(candidate, context.learner, config.base.seed, "validation"),
-            context.learner, context.splits["validation"], context.task.metric_names,
-            config.train.n_eval_model, config.data.valid_batch_size,
-            context.processes, config.train.precision, description="validate",
-        )  # fmt: skip
-        deviations = {f"{name}_std": s.std for name, s in scores.items() if s.std is not None}
-        return {name: s.mean for name, s in scores.items()} | deviations
-
-    result = fit(
-        distilled,
-        context.learner,
-        context.splits["train"],
-        schedule,
-        validate,
-        tracker,
-        config.train,
-        config.base.seed,
-        settings,
-        checkpoint,
-    )
-    return TrainingSummary(
-        outer_steps=result.outer_steps,
-        training_seconds=result.seconds,
-        best_step=result.best_step,
-        validation=dict(result.validation),
-        clipped_steps=result.clipped_steps,
-        checkpoint_seconds=result.checkpoint_seconds,
-    )

@@ -1,8 +1,8 @@
-"""``textdistill tune``: a search for better settings by validation loss, an Optuna study of training runs.
+"""``textdistill tune``: an Optuna study of training runs that searches for a low validation loss.
 
-The search space is written as a sweep of Hydra is. A trial is a run like any other, in a folder of its own, that ends
-before its score; only the best one goes on to the reported split. What a trial tries and where it is stopped depends on
-the seed and on the trials before it, so that a study that was killed goes on to the end that it would have had.
+The search space is written like a Hydra sweep. Each trial is a run in a folder of its own that ends before its score.
+Only the best trial is scored on the test split. The seed and the earlier trials decide what a trial tries and when it
+is stopped, so a study that was killed reaches the same end as an uninterrupted study.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import optuna
 from filelock import FileLock
@@ -25,45 +26,89 @@ from optuna.pruners import MedianPruner
 from optuna.samplers import TPESampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from textdistill.commands.distill import Stopped, distill, train
+from textdistill.commands.distill import distill, train
 from textdistill.config import RunConfig, compose
 from textdistill.core.seeding import stream_seed
 from textdistill.data.task import Protocol
 from textdistill.runs.folder import RunFolder
-from textdistill.runs.metrics import Tracker, flatten
+from textdistill.runs.metrics import flatten
 from textdistill.runs.mlflow import Status, SweepRun
+from textdistill.runs.results import RunResult
 from textdistill.runs.tracker import Tracking
+from textdistill.training.trainer import Callback, StopTraining
 
 logger = logging.getLogger(__name__)
 
 STUDIES_FILE = "optuna.db"
-# Another process creates the tables within seconds.
+# Time limit for another process to create the tables of the study.
 STORE_SECONDS = 60.0
-# The study's attribute that keeps what it began with.
+# The study's attribute with the settings and the search space that the study began with.
 SETTINGS = "settings"
 
 
-def tune(overrides: Sequence[str], trials: int = 20, study: str | None = None) -> dict[str, Any]:
-    """Searches the settings with the lowest validation loss, and scores the best run on the reported split.
+@dataclass(frozen=True)
+class TrialResult:
+    """One trial of a study.
 
-    The first trial is the configuration without the search: every searched key at its default. The others are
-    suggested by TPE; one whose validation loss is worse than the median of the others' at the same step is stopped.
-    A study that was interrupted, or that has fewer trials than asked for, goes on.
+    Attributes:
+        number: 0 for the first trial.
+        state: ``complete``, ``pruned`` or ``fail``.
+        overrides: the settings that the trial tried.
+        validation_loss: of its best step; of its last validation if it was pruned; None if there is none.
+
+    """
+
+    number: int
+    state: str
+    overrides: list[str]
+    validation_loss: float | None
+
+    @classmethod
+    def of(cls, trial: FrozenTrial) -> TrialResult:
+        """Reads the record of a trial."""
+        return cls(trial.number, trial.state.name.lower(), _overrides(trial.params), trial.value)
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """The end of a study.
+
+    Attributes:
+        study: its name.
+        trials: all trials, in order.
+        best: the complete trial with the lowest validation loss.
+        overrides: the settings that reproduce the best trial with ``distill``.
+        result: the result of the best trial, scored on the test split.
+        run_dir: the run folder of the best trial.
+
+    """
+
+    study: str
+    trials: list[TrialResult]
+    best: TrialResult
+    overrides: list[str]
+    result: RunResult
+    run_dir: Path
+
+
+def tune(overrides: Sequence[str], trials: int = 20, study: str | None = None) -> StudyResult:
+    """Searches the settings with the lowest validation loss, and scores the best run on the test split.
+
+    The first trial leaves every searched key at its default. TPE suggests the others. A trial is stopped when its
+    validation loss is worse than the median of the other trials at the same step. A study that was interrupted, or
+    that has fewer trials than asked for, goes on.
 
     Args:
-        overrides: as on the command line of ``distill``; those with several values make up the search space:
+        overrides: as on the command line of ``distill``. Overrides with several values make up the search space:
             ``key=a,b`` and ``key=choice(a,b)``, ``key=range(...)``, ``key=interval(a,b)``,
             ``key=tag(log,interval(a,b))``, ``key=tag(int,interval(a,b))``, ``key=tag(int,log,interval(a,b))``.
-        trials: of the study in all, at least 1; those stopped, and those that diverged, count.
-        study: its name, and that of the folder of its runs in ``base.save_dir_root``; None: ``base.experiment_name``.
-
-    Returns:
-        ``study``; ``trials``, each with ``number``, ``state`` (complete, pruned or fail), ``overrides`` and
-        ``validation_loss`` (None where there is none); ``best``, one of them; ``overrides``, what reproduces it with
-        ``distill``; ``results``, what ``distill`` returns of it; ``run_dir``.
+        trials: number of trials of the study, at least 1; pruned and diverged trials count.
+        study: name of the study and of the folder of its runs in ``base.save_dir_root``; None for
+            ``base.experiment_name``.
 
     Raises:
-        ValueError: no key, or a setting, to search; the study was begun with others; or as ``distill``.
+        ValueError: no key has several values, a setting cannot be searched, or the study began with other settings;
+            or as ``distill``.
         FloatingPointError: every trial diverged.
 
     """
@@ -75,48 +120,62 @@ def tune(overrides: Sequence[str], trials: int = 20, study: str | None = None) -
     _check(base, fixed, space, name)
     root = Path(base.base.save_dir_root)
 
-    def composed(number: int, own: Sequence[str]) -> RunConfig:
+    def configure(number: int, own: Sequence[str]) -> RunConfig:
         folder = QuotedString(str(root / name / f"trial_{number}"), Quote.single).with_quotes()
         names = [f"base.save_dir={folder}", f"base.run_name={name}.trial_{number}", f"base.sweep={name}"]
         return compose(*fixed, *own, *names, "train.resume=true")
 
-    # One process a study: a trial that is running now was left by a process that died.
-    with RunFolder(root / name).lock():
-        found = _open(root, name, base, space)
-        parent = None
-        if base.tracking is Tracking.mlflow:
-            parent = SweepRun(root, base.base.experiment_name, name, overrides)
-        status = Status.FAILED
-        try:
-            while (trial := _next(found, trials, base.base.seed)) is not None:
-                # The first trial leaves keys whose default is outside the space, null for one, to the configuration.
-                keys = _defaults(base, space) if trial.number == 0 else space
-                own = _overrides({key: _suggest(trial, key, space[key]) for key in keys})
-                logger.info("trial %d of %d: %s", trial.number, trials, " ".join(own) or "the defaults")
-                _run(found, trial, composed(trial.number, own))
-            described = [_described(trial) for trial in found.trials if trial.state is not TrialState.WAITING]
-            complete = [trial for trial in described if trial["state"] == "complete"]
-            if not complete:
-                raise FloatingPointError(
-                    f"at least one trial of study {name} must come to its end, got none of {len(described)}: lower the"
-                    " learning rates or narrow the search, and choose another --study"
-                )
-            best = min(complete, key=lambda trial: trial["validation_loss"])
-            logger.info("trial %d is the best; scoring it", best["number"])
-            config = composed(best["number"], best["overrides"])
-            results = distill(config)
-            status = Status.FINISHED
-        finally:
-            if parent is not None:
-                parent.close(status)
-    return {
-        "study": name,
-        "trials": described,
-        "best": best,
-        "overrides": [*fixed, *best["overrides"]],
-        "results": results,
-        "run_dir": config.base.save_dir,
-    }
+    # One process holds a study, so a trial in the state RUNNING was left by a process that died.
+    with RunFolder(root / name).lock(), _sweep_run(base, name, overrides):
+        optuna_study = _open(root, name, base, space)
+        results = _run_trials(optuna_study, base, space, trials, configure)
+        best = _best(results, name)
+        logger.info("trial %d is the best; scoring it", best.number)
+        config = configure(best.number, best.overrides)
+        result = distill(config)
+    return StudyResult(name, results, best, [*fixed, *best.overrides], result, config.run_folder.path)
+
+
+@contextmanager
+def _sweep_run(base: RunConfig, name: str, overrides: Sequence[str]) -> Iterator[None]:
+    """Gives the runs of a study a parent in MLflow, whose status is the outcome of the block."""
+    if base.tracking is not Tracking.mlflow:
+        yield
+        return
+    parent = SweepRun(Path(base.base.save_dir_root), base.base.experiment_name, name, overrides)
+    status = Status.FAILED
+    try:
+        yield
+        status = Status.FINISHED
+    finally:
+        parent.close(status)
+
+
+def _run_trials(
+    study: optuna.Study,
+    base: RunConfig,
+    space: Mapping[str, BaseDistribution],
+    trials: int,
+    configure: Callable[[int, Sequence[str]], RunConfig],
+) -> list[TrialResult]:
+    """Runs trials until the study has ``trials`` of them."""
+    while (trial := _next(study, trials, base.base.seed)) is not None:
+        # The first trial does not set a key whose default lies outside the search space, such as null.
+        keys = _defaults(base, space) if trial.number == 0 else space
+        own = _overrides({key: _suggest(trial, key, space[key]) for key in keys})
+        logger.info("trial %d of %d: %s", trial.number, trials, " ".join(own) or "the defaults")
+        _run(study, trial, configure(trial.number, own))
+    return [TrialResult.of(trial) for trial in study.trials if trial.state is not TrialState.WAITING]
+
+
+def _best(trials: Sequence[TrialResult], name: str) -> TrialResult:
+    complete = [trial for trial in trials if trial.state == "complete"]
+    if not complete:
+        raise FloatingPointError(
+            f"at least one trial of study {name} must come to its end, got none of {len(trials)}: lower the"
+            " learning rates or narrow the search, and choose another --study"
+        )
+    return min(complete, key=lambda trial: cast(float, trial.validation_loss))
 
 
 def search_space(overrides: Sequence[str]) -> tuple[list[str], dict[str, BaseDistribution]]:
@@ -260,9 +319,9 @@ def _run(study: optuna.Study, trial: Trial, config: RunConfig) -> None:
         study.tell(trial, state=TrialState.FAIL)
         return
     try:
-        validation = train(config, lambda tracker: _Reporting(tracker, trial)).validation
+        validation = train(config, _report_to(trial)).validation
         assert validation is not None
-    except Stopped as error:
+    except StopTraining as error:
         logger.info("trial %d: %s", trial.number, error)
         study.tell(trial, state=TrialState.PRUNED)
     except FloatingPointError as error:
@@ -273,47 +332,23 @@ def _run(study: optuna.Study, trial: Trial, config: RunConfig) -> None:
         study.tell(trial, validation["loss"])
 
 
-class _Reporting:
-    """A tracker that tells the trial its validation losses too.
+def _report_to(trial: Trial) -> Callback:
+    """A callback that reports validation losses to the trial, and stops a trial that Optuna prunes."""
+    # A process that died may have reported steps after its last checkpoint; Optuna accepts each step once.
+    reported = set(trial.study.trials[trial.number].intermediate_values)
 
-    Raises:
-        Stopped: from ``log_metrics``, where the trial is not worth going on with.
-
-    """
-
-    def __init__(self, tracker: Tracker, trial: Trial) -> None:
-        self._tracker, self._trial = tracker, trial
-        # By a process that died, perhaps beyond its last checkpoint.
-        self._reported = set(trial.study.trials[trial.number].intermediate_values)
-
-    def log_metrics(self, metrics: Mapping[str, float | None], step: int) -> None:
-        self._tracker.log_metrics(metrics, step)
-        loss = metrics.get("validation_loss")
-        # Step 0 comes before anything is learned.
-        if loss is None or step == 0:
+    def report(step: int, metrics: Mapping[str, float]) -> None:
+        # At step 0 nothing has been learned yet.
+        if step == 0:
             return
-        if step not in self._reported:
-            self._trial.report(loss, step)
-        if self._trial.should_prune():
-            raise Stopped(f"stopped at step {step}: validation loss {loss:.4g} is worse than the median")
+        loss = metrics["loss"]
+        if step not in reported:
+            trial.report(loss, step)
+        if trial.should_prune():
+            raise StopTraining(f"stopped at step {step}: validation loss {loss:.4g} is worse than the median")
 
-    def mark(self) -> int:
-        return self._tracker.mark()
-
-    def rewind(self, mark: int) -> None:
-        self._tracker.rewind(mark)
+    return report
 
 
-def _overrides(params: Mapping[str, Any]) -> list[str]:
+def _overrides(params: Mapping[str, object]) -> list[str]:
     return [f"{key}={value}" for key, value in params.items()]
-
-
-def _described(trial: FrozenTrial) -> dict[str, Any]:
-    state = trial.state.name.lower()
-    # Of a stopped trial Optuna keeps the last one.
-    return {
-        "number": trial.number,
-        "state": state,
-        "overrides": _overrides(trial.params),
-        "validation_loss": trial.value,
-    }

@@ -1,21 +1,17 @@
-"""What an interrupted run goes on from: its exact state in one file, one writer a run folder, and the signals.
+"""The state of a run, and the file that keeps it so that an interrupted run can go on.
 
-Every random draw of a run is a function of the seed and the outer step (``seeding``), the order of the real
-rows too, so the step stands for all random streams and for the position in the data.
+Every random draw of a run is a function of the seed and the outer step (``core/seeding.py``), and so is the order of
+the real rows. The step therefore stands for all random streams and for the position in the data.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import signal
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -28,115 +24,123 @@ from textdistill.distilled import storage
 from textdistill.distilled.dataset import DistilledDataset
 from textdistill.distilled.untrusted import brief, ordinary_file
 
-CHECKPOINT_FILE = "checkpoint.safetensors"
 FORMAT_VERSION = 1
+REMEDY = "remove it to start anew, or restore it from a copy"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A run's state: named tensors, and what JSON holds (numbers, names, lists of them)."""
+    """A run's state: named tensors, and JSON values (numbers, strings, lists and objects of them)."""
 
     tensors: Mapping[str, Tensor]
     state: Mapping[str, Any]
 
 
-def save_checkpoint(path: Path, checkpoint: Checkpoint, settings: Mapping[str, Any]) -> None:
-    """Writes a state as one safetensors file; an earlier one stays until the new one is whole and on the disk.
+@dataclass(frozen=True)
+class CheckpointFile:
+    """The safetensors file that keeps the state of a run.
 
-    Args:
-        path: the file; its folder is created.
-        checkpoint: finite values need not be: a diverged state is saved as it is.
-        settings: what a run that goes on from here must share; JSON values by dotted key.
-
-    Raises:
-        OSError: the disk is full or gone; the earlier file is as it was.
-
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
-    text = json.dumps({"state": checkpoint.state, "settings": settings})
-    metadata = {"format_version": str(FORMAT_VERSION), "json": text, "sha256": _sha256(tensors, text)}
-    with replacing(path) as partial:
-        save_file(tensors, partial, metadata)
-
-
-def load_checkpoint(path: Path, settings: Mapping[str, Any]) -> Checkpoint:
-    """Reads what ``save_checkpoint`` wrote, executing nothing.
-
-    Args:
+    Attributes:
         path: the file.
-        settings: those of the run that goes on; they must equal those of the run that was interrupted.
-
-    Returns:
-        The state; tensors on the CPU.
-
-    Raises:
-        ValueError: the file is damaged, of another format version, or the settings differ; the message names
-            the keys that do.
+        settings: JSON values by dotted key. A run goes on from the file only if its settings are the same.
 
     """
-    remedy = "remove it to start anew, or restore it from a copy"
-    with storage.open_tensors(ordinary_file(path.parent, path.name, path.parent)) as file:
-        metadata = file.metadata() or {}
-        if metadata.get("format_version") != str(FORMAT_VERSION):
+
+    path: Path
+    settings: Mapping[str, Any]
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """Replaces the file; an earlier one stays until the new one is complete and on the disk.
+
+        Args:
+            checkpoint: the state; values that are not finite are saved as they are.
+
+        Raises:
+            OSError: the file could not be written; the earlier file is unchanged.
+
+        """
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.tensors.items()}
+        text = json.dumps({"state": checkpoint.state, "settings": self.settings})
+        metadata = {"format_version": str(FORMAT_VERSION), "json": text, "sha256": checksum(tensors, text)}
+        with replacing(self.path) as partial:
+            save_file(tensors, partial, metadata)
+
+    def load(self) -> Checkpoint:
+        """Reads the file without executing anything in it.
+
+        Returns:
+            The state, with its tensors on the CPU.
+
+        Raises:
+            ValueError: the file is damaged or has another format version, or the settings differ. The message names
+                the keys that differ.
+
+        """
+        path = self.path
+        with storage.open_tensors(ordinary_file(path.parent, path.name, path.parent)) as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format_version") != str(FORMAT_VERSION):
+                raise ValueError(
+                    f"{path}: format_version of a checkpoint must be {FORMAT_VERSION}, got"
+                    f" {metadata.get('format_version')!r}; go on with the textdistill release that wrote it"
+                )
+            storage.header(path, file)
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a dict
+        text = metadata.get("json", "")
+        if checksum(tensors, text) != metadata.get("sha256"):
             raise ValueError(
-                f"{path}: format_version of a checkpoint must be {FORMAT_VERSION}, got"
-                f" {metadata.get('format_version')!r}; go on with the textdistill release that wrote it"
+                f"{path}: the sha256 of a checkpoint must be the one that it states: it is damaged; {REMEDY}"
             )
-        storage.header(path, file)
-        tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a dict
-    text = metadata.get("json", "")
-    if _sha256(tensors, text) != metadata.get("sha256"):
-        raise ValueError(f"{path}: the sha256 of a checkpoint must be the one it states: it is damaged; {remedy}")
-    try:
-        content = json.loads(text)
-        saved, state = content["settings"], content["state"]
-        if not (isinstance(saved, dict) and isinstance(state, dict)):
-            raise TypeError("settings and state are objects")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"{path} must hold the state of a run as JSON ({brief(error)}); {remedy}") from error
-    _check_settings(path, saved, settings)
-    return Checkpoint(tensors, state)
+        try:
+            content = json.loads(text)
+            saved, state = content["settings"], content["state"]
+            if not (isinstance(saved, dict) and isinstance(state, dict)):
+                raise TypeError("settings and state must be objects")
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ValueError(f"{path} must hold the state of a run as JSON ({brief(error)}); {REMEDY}") from error
+        self._check_settings(saved)
+        return Checkpoint(tensors, state)
+
+    def _check_settings(self, saved: Mapping[str, object]) -> None:
+        # The saved settings went through JSON, which turns tuples into lists and enums into strings.
+        now = json.loads(json.dumps(self.settings))
+        keys = [key for key in sorted(saved.keys() | now.keys()) if saved.get(key) != now.get(key)]
+        if keys:
+            differences = ", ".join(
+                f"{brief(key)[1:-1]} (was {brief(saved.get(key))}, now {brief(now.get(key))})" for key in keys[:10]
+            )
+            raise ValueError(
+                f"a run goes on only with the configuration it began with; {self.path} differs in {differences};"
+                " restore these keys, or start anew in another base.save_dir"
+            )
 
 
-def _check_settings(path: Path, saved: Mapping[str, Any], given: Mapping[str, Any]) -> None:
-    # Through JSON, as the saved ones were.
-    given = json.loads(json.dumps(given))
-    differ = [key for key in sorted(saved.keys() | given.keys()) if saved.get(key) != given.get(key)]
-    if differ:
-        listed = ", ".join(
-            f"{brief(key)[1:-1]} (was {brief(saved.get(key))}, now {brief(given.get(key))})" for key in differ[:10]
-        )
-        raise ValueError(
-            f"a run goes on only with the configuration it began with; {path} differs in {listed}; restore"
-            " these keys, or start anew in another base.save_dir"
-        )
-
-
-def _sha256(tensors: Mapping[str, Tensor], text: str) -> str:
+def checksum(tensors: Mapping[str, Tensor], text: str) -> str:
+    """SHA-256 of named tensors and a text, in hexadecimal; it covers names, dtypes, shapes and bytes."""
     digest = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        # As bytes whatever the dtype: numpy knows no bfloat16.
+        # numpy has no bfloat16, so every tensor is hashed as bytes.
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
 @dataclass
 class Progress:
-    """How far a run is: everything that it counts and that JSON holds.
+    """The counters of a run.
 
     Attributes:
-        step: outer steps made.
-        validated: the last step whose set has been validated; -1 for none.
-        best_step: the step of the lowest validation loss...
-        best: ...and its metrics.
-        losses: outer losses since the last line of the log.
-        clipped: of those steps, how many ``train.max_grad_norm`` shortened.
-        clipped_steps: the same of all steps.
-        seconds: spent by earlier processes.
-        checkpoint_seconds: spent in checkpoints.
+        step: outer steps taken.
+        validated: the last step whose set was validated; -1 for none.
+        best_step: the step with the lowest validation loss.
+        best: the metrics of ``best_step``.
+        losses: outer losses since the last line of metrics.
+        clipped: steps since the last line of metrics that ``train.max_grad_norm`` shortened.
+        clipped_steps: all steps that ``train.max_grad_norm`` shortened.
+        seconds: training time of earlier processes.
+        checkpoint_seconds: time spent on checkpoints.
         mark: position in the tracker's record.
 
     """
@@ -154,13 +158,13 @@ class Progress:
 
 
 class RunState:
-    """Everything that an outer step changes, and its way into a checkpoint and back.
+    """Everything that an outer step changes, to and from a checkpoint.
 
     Attributes:
         distilled: the set that is trained.
-        optimizer: moves it.
-        scheduler: changes the optimiser's rates.
-        scaler: of float16 gradients.
+        optimizer: the outer optimiser.
+        scheduler: sets the optimiser's rates.
+        scaler: scales float16 gradients.
         progress: the counters.
         best: the raw tensors at the lowest validation loss so far.
 
@@ -178,57 +182,50 @@ class RunState:
         self.best: dict[str, Tensor] = {}
 
     def checkpoint(self) -> Checkpoint:
-        """The state as it is; the tensors are not copied."""
+        """The present state; its tensors are not copied."""
         tensors = {f"raw.{name}": tensor for name, tensor in self.distilled.raw.items()}
         tensors |= {f"best.{name}": tensor for name, tensor in self.best.items()}
-        for index, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items() if value is not None}
-        return Checkpoint(tensors, self._state())
+        for index, moments in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": value for name, value in moments.items() if value is not None}
+        return Checkpoint(tensors, self._counters())
 
     def restore(self, checkpoint: Checkpoint, path: Path) -> None:
         """Goes back to a state.
 
         Args:
-            checkpoint: of a run of the same configuration.
-            path: where it comes from, for the message.
+            checkpoint: the state, of a run with the same configuration.
+            path: the file that it was read from, for the error message.
 
         Raises:
-            ValueError: it is something else; nothing has changed then.
+            ValueError: it is not the state of such a run; nothing has changed then.
 
         """
-        fits = _is_like(self._state(), checkpoint.state) and checkpoint.state["progress"]["step"] >= 0
         parts: dict[str, dict[str, Tensor]] = {"raw": {}, "best": {}, "optimizer": {}}
         for name, tensor in checkpoint.tensors.items():
             part, _, rest = name.partition(".")
             parts.setdefault(part, {})[rest] = tensor
-        raw, best, moments = parts["raw"], parts["best"], parts["optimizer"]
-        expected = {name: (tensor.shape, tensor.dtype) for name, tensor in self.distilled.raw.items()}
-        for found in (raw, best) if best else (raw,):
-            fits = fits and {name: (tensor.shape, tensor.dtype) for name, tensor in found.items()} == expected
-        # None at all before the first step, nor ever for SGD without momentum.
-        kinds = {name: (tensor.shape, tensor.dtype) for name, tensor in moments.items()}
-        if not fits or len(parts) > 3 or (kinds and kinds != _moments(self.optimizer)):
+        # torch's load_state_dict methods check neither types nor shapes, so everything is checked before the first one.
+        if not (self._fits_counters(checkpoint) and self._fits_tensors(parts)):
             raise ValueError(
-                f"{path} must hold the counters, tensors and moments of a run of this configuration; remove it to"
-                " start anew, or restore it from a copy"
+                f"{path} must hold the counters, tensors and moments of a run of this configuration; {REMEDY}"
             )
         self.progress = Progress(**checkpoint.state["progress"])
         with torch.no_grad():
             for name, tensor in self.distilled.raw.items():
-                tensor.copy_(raw[name])
-        self.best = {name: tensor.to(self.distilled.raw[name].device) for name, tensor in best.items()}
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, tensor in moments.items():
+                tensor.copy_(parts["raw"][name])
+        self.best = {name: tensor.to(self.distilled.raw[name].device) for name, tensor in parts["best"].items()}
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in parts["optimizer"].items():
             index, _, name = key.partition(".")
-            state.setdefault(int(index), {})[name] = tensor
-        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state})
+            moments.setdefault(int(index), {})[name] = tensor
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
         self.scheduler.load_state_dict(self.scheduler.state_dict() | checkpoint.state["scheduler"])
         for group, lr in zip(self.optimizer.param_groups, self.scheduler.get_last_lr(), strict=True):
             group["lr"] = lr
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(checkpoint.state["scaler"])
 
-    def _state(self) -> dict[str, Any]:
+    def _counters(self) -> dict[str, Any]:
         schedule = self.scheduler.state_dict()
         return {
             "progress": asdict(self.progress),
@@ -236,9 +233,29 @@ class RunState:
             "scaler": self.scaler.state_dict(),
         }
 
+    def _fits_counters(self, checkpoint: Checkpoint) -> bool:
+        return _matches(self._counters(), checkpoint.state) and checkpoint.state["progress"]["step"] >= 0
 
-def _moments(optimizer: Optimizer) -> dict[str, tuple[torch.Size, torch.dtype]]:
-    """What an optimiser remembers of its parameters, by the names that ``RunState.checkpoint`` gives."""
+    def _fits_tensors(self, parts: Mapping[str, Mapping[str, Tensor]]) -> bool:
+        raw = _shapes(self.distilled.raw)
+        # There are no moments before the first step, and SGD without momentum never has any.
+        return (
+            len(parts) == 3
+            and _shapes(parts["raw"]) == raw
+            and _shapes(parts["best"]) in (raw, {})
+            and _shapes(parts["optimizer"]) in (_moment_shapes(self.optimizer), {})
+        )
+
+
+Shapes = dict[str, tuple[torch.Size, torch.dtype]]
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> Shapes:
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+
+
+def _moment_shapes(optimizer: Optimizer) -> Shapes:
+    """Shapes of the tensors that an optimiser keeps for its parameters, by their names in a checkpoint."""
     names = ("momentum_buffer",) if isinstance(optimizer, SGD) else ("step", "exp_avg", "exp_avg_sq")
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     return {
@@ -248,78 +265,20 @@ def _moments(optimizer: Optimizer) -> dict[str, tuple[torch.Size, torch.dtype]]:
     }
 
 
-def _is_like(template: Any, value: Any) -> bool:
-    """Whether JSON has the structure of a template, in which an empty list or object stands for any numbers."""
+def _matches(template: object, value: object) -> bool:
+    """Whether a JSON value has the keys, lengths and number types of a template.
+
+    An empty list or object in the template matches one of any length that holds numbers. NaN does not match.
+    """
     if isinstance(template, dict):
         if not isinstance(value, dict) or (template and template.keys() != value.keys()):
             return False
-        return all(_is_like(template.get(key, 0.0), value[key]) for key in value)
+        return all(_matches(template.get(key, 0.0), item) for key, item in value.items())
     if isinstance(template, list):
         if not isinstance(value, list) or (template and len(template) != len(value)):
             return False
-        return all(_is_like(template[0] if template else 0.0, item) for item in value)
-    kinds = (int,) if type(template) is int else (int, float)
-    return type(value) in kinds and abs(value) < 2**63  # NaN is not
-
-
-class Interrupted(KeyboardInterrupt):
-    """SIGINT or SIGTERM, raised where the state of the run is whole.
-
-    Attributes:
-        signum: which of the two.
-        whole: False for a second signal, which may have come in the middle of a step.
-
-    """
-
-    def __init__(self, signum: int, message: str = "", whole: bool = True) -> None:
-        super().__init__(message)
-        self.signum, self.whole = signum, whole
-
-
-class Interrupts:
-    """SIGINT and SIGTERM for the length of a block: noted, and raised only where the block says so.
-
-    A second signal is raised at once, wherever the block is: the last checkpoint then counts.
-    """
-
-    def __init__(self) -> None:
-        self._noted: int | None = None
-        self._open = False
-
-    def __enter__(self) -> Interrupts:
-        # Only the main thread may set handlers; elsewhere signals act as before.
-        main = threading.current_thread() is threading.main_thread()
-        self._previous = {s: signal.signal(s, self._note) for s in (signal.SIGINT, signal.SIGTERM)} if main else {}
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        for signum, handler in self._previous.items():
-            signal.signal(signum, handler)
-        if kind is None and self.noted:
-            self.stop()
-
-    @property
-    def noted(self) -> bool:
-        """Whether a signal has come."""
-        return self._noted is not None
-
-    def stop(self) -> NoReturn:
-        """Raises Interrupted for the signal that has come, here or in another process of the run."""
-        raise Interrupted(self._noted or signal.SIGTERM)
-
-    @contextmanager
-    def at_once(self) -> Iterator[None]:
-        """A block in which a signal is raised when it comes."""
-        if self.noted:
-            self.stop()
-        self._open = True
-        try:
-            yield
-        finally:
-            self._open = False
-
-    def _note(self, signum: int, frame: FrameType | None) -> None:
-        again = self._noted is not None
-        self._noted = signum
-        if again or self._open:
-            raise Interrupted(signum, whole=self._open)
+        return all(_matches(template[0] if template else 0.0, item) for item in value)
+    # bool is a subclass of int, hence type() and not isinstance().
+    if type(value) is int or (type(value) is float and type(template) is not int):
+        return abs(value) < 2**63
+    return False
