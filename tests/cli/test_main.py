@@ -38,6 +38,7 @@ from textdistill.distilled import storage
 from textdistill.distilled.dataset import DistilledDataset
 from textdistill.runs.results import ModelId, RunResult, SplitSize, TrainingSummary
 from textdistill.training.outer_step import OuterStep
+from textdistill.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("process_state")
 
@@ -674,7 +675,7 @@ def test_interrupt(
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(commands, "fit", interrupted)
+    monkeypatch.setattr(Trainer, "train", interrupted)
     code, err = fail(["distill", *settings()], capsys, tmp_path)
     assert code == 130
     assert err.strip().endswith("textdistill: interrupted")

@@ -122,7 +122,7 @@ def test_same_command_again(
     assert out.count("\ntrial ") == TRIALS - 1
     loss = found.trials[0].validation_loss
     assert out.startswith(f"trial   0 complete {loss:.4f}   distilled_data.lr_init=0.1\n")
-    assert f"\nbest: trial {found['best']['number']}\ntoy, {separable_bert}, protocol clean, 60 rows (test)" in out
+    assert f"\nbest: trial {found.best.number}\ntoy, {separable_bert}, protocol clean, 60 rows (test)" in out
     command = out.splitlines()[-1]
     assert command.startswith(f"textdistill distill data.task_name=toy data.path={toy_data} 'data.text_columns=[text]'")
     assert command.endswith(" ".join(found.best.overrides))
