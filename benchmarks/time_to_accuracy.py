@@ -36,8 +36,8 @@ from textdistill.method.learner import Learner
 from textdistill.runs.folder import RunFolder
 from textdistill.runs.tracker import RunTracker
 from textdistill.training.checkpoint import CheckpointFile
-from textdistill.training.config import Schedule
 from textdistill.training.outer_step import OuterStep, RealBatches
+from textdistill.training.schedule import Schedule
 from textdistill.training.trainer import StopTraining, Trainer
 
 KEY = ("model", "recipe", "lr_inputs_embeds", "lr_init")

@@ -19,7 +19,7 @@ from yaml import YAMLError
 
 from textdistill.data.task import DataConfig
 from textdistill.distilled.spec import DistilledDataConfig, LabelType, LearnerTrainConfig
-from textdistill.evaluation.scoring import EvaluateConfig
+from textdistill.evaluation.config import EvaluateConfig
 from textdistill.method.attention import AttentionLabelType
 from textdistill.method.hypergradient import Estimator, Trajectory
 from textdistill.method.learner import ModelConfig

@@ -9,7 +9,9 @@ import torch
 from transformers import PreTrainedModel
 
 from tests.support.words import CLASS_NAMES
+from textdistill.core.seeding import stream_seed
 from textdistill.data.tokens import TokenizedSplit
+from textdistill.distilled.adapt import train_learner
 from textdistill.distilled.dataset import DistilledDataset
 from textdistill.distilled.initial import initial_set
 from textdistill.distilled.inspection import find_anomalies, nearest_tokens, own_attention, strongest_labels
@@ -130,7 +132,9 @@ def test_own_attention_is_that_of_the_learner_before_and_after(
     rows: str, tiny_learner: Learner, toy_split: TokenizedSplit
 ) -> None:
     distilled = plain(tiny_learner, toy_split, attention_label_type=AttentionLabelType(rows), lr_init=1.0)
-    before, after = own_attention(distilled, tiny_learner, seed=3, count=2)
+    fresh = tiny_learner.fresh_params(stream_seed(3, "head", "evaluation", 0))
+    trained = train_learner(distilled, tiny_learner, 3, "evaluation", 0)
+    before, after = (own_attention(distilled, tiny_learner, params, count=2) for params in (fresh, trained))
     assert before.shape == after.shape == (2, 2, 4, 1 if rows == "cls" else 4, 4)
     embeds, count = distilled.raw["inputs_embeds"].detach()[:2], before.size(3)
     pretrained = tiny_learner.to_model(tiny_learner.fresh_params(0))

@@ -17,7 +17,8 @@ from textdistill.data.tokens import TokenizedSplit
 from textdistill.distilled.initial import initial_set
 from textdistill.distilled.spec import DistilledDataConfig, LearnerTrainConfig, SetMetadata, model_metadata
 from textdistill.evaluation import scoring as evaluation
-from textdistill.evaluation.scoring import EvaluateConfig, LearnerFactory, metrics, score, trained_on
+from textdistill.evaluation.config import EvaluateConfig
+from textdistill.evaluation.scoring import LearnerFactory, metrics, score, trained_on
 from textdistill.method.learner import Learner
 from textdistill.runs.results import Score
 

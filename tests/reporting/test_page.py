@@ -23,6 +23,8 @@ from textdistill.commands.distill import distill
 from textdistill.commands.evaluate import baseline
 from textdistill.commands.reports import report
 from textdistill.config import compose
+from textdistill.core.seeding import stream_seed
+from textdistill.distilled.adapt import train_learner
 from textdistill.distilled.dataset import DistilledDataset
 from textdistill.distilled.inspection import own_attention
 from textdistill.method.learner import Learner, ModelConfig
@@ -139,7 +141,10 @@ def test_attention_and_tokens(group: PageGroup, runs: Path, tiny_bert: Path) -> 
     learner = Learner(ModelConfig(model_name=str(tiny_bert)), ("a", "b", "c"))
     labels = distilled.attention_labels
     assert labels is not None
-    rows = dict(zip(("before", "after"), own_attention(distilled, learner, seed=42, count=3), strict=True))
+    fresh = learner.fresh_params(stream_seed(42, "head", "evaluation", 0))
+    trained = train_learner(distilled, learner, 42, "evaluation", 0)
+    both = {"before": fresh, "after": trained}
+    rows = {name: own_attention(distilled, learner, params, count=3) for name, params in both.items()}
     for name, expected in {"label": labels.detach(), **{name: r.exp() for name, r in rows.items()}}.items():
         levels = torch.frombuffer(bytearray(base64.b64decode(attention.maps[name])), dtype=torch.uint8)
         found = (levels.view(expected.shape) / 255) ** 2

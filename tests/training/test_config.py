@@ -9,7 +9,8 @@ import pytest
 
 from textdistill.core.processes import Processes
 from textdistill.data.tokens import TokenizedSplit
-from textdistill.training.config import Schedule, TrainConfig
+from textdistill.training.config import TrainConfig
+from textdistill.training.schedule import Schedule
 
 
 @pytest.mark.parametrize(

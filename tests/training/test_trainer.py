@@ -36,9 +36,10 @@ from textdistill.method.learner import Learner, ModelConfig
 from textdistill.runs.folder import RunFolder
 from textdistill.runs.results import TrainingSummary
 from textdistill.training.checkpoint import Checkpoint, CheckpointFile
-from textdistill.training.config import SCHEDULER_TYPES, OptimizerType, Schedule, TrainConfig
+from textdistill.training.config import SCHEDULER_TYPES, OptimizerType, TrainConfig
 from textdistill.training.interrupts import Interrupted
 from textdistill.training.outer_step import OuterStep, RealBatches, StepResult
+from textdistill.training.schedule import Schedule
 from textdistill.training.trainer import Callback, StopTraining, Trainer, Validation
 
 # Of tests in which no optimiser steps.

@@ -22,8 +22,8 @@ from textdistill.runs.mlflow import Status
 from textdistill.runs.results import RunResult, TrainingSummary
 from textdistill.runs.tracker import RunTracker, open_tracker
 from textdistill.training.checkpoint import Checkpoint, CheckpointFile
-from textdistill.training.config import Schedule
 from textdistill.training.outer_step import OuterStep, RealBatches
+from textdistill.training.schedule import Schedule
 from textdistill.training.trainer import Callback, StopTraining, Trainer, Validation
 
 logger = logging.getLogger(__name__)

@@ -8,8 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from textdistill.core.seeding import stream_seed
-from textdistill.distilled.adapt import train_learner
 from textdistill.distilled.dataset import DistilledDataset
 from textdistill.distilled.spec import LabelType
 from textdistill.method.learner import Learner, Params
@@ -92,32 +90,27 @@ def nearest_tokens(
     return samples
 
 
-def own_attention(distilled: DistilledDataset, learner: Learner, seed: int, count: int) -> tuple[Tensor, Tensor]:
-    """The learner's own attention on the first samples, before the first inner step and after the last one.
+def own_attention(distilled: DistilledDataset, learner: Learner, params: Params, count: int) -> Tensor:
+    """The learner's own attention on the first samples, without dropout.
 
     Args:
         distilled: has attention labels and is on the learner's device.
-        learner: the model. With its fresh head it is learner 0 of ``evaluate`` with ``base.seed=seed``.
-        seed: decides the head.
+        learner: the model.
+        params: its parameters, such as those before the first inner step or after the last one.
         count: number of samples, at most N.
 
     Returns:
-        Logarithms of the attention rows that the set labels, before and after, (count, Y, H, Q, L) each.
+        Logarithms of the attention rows that the set labels, (count, Y, H, Q, L).
 
     """
-
-    def rows(params: Params) -> Tensor:
-        log_rows = []
-        # Take samples one by one, because the rows of one sample can have Y * H * L * L numbers.
-        for sample in distilled.raw["inputs_embeds"].detach()[:count].split(1):
-            with torch.no_grad():
-                output = learner(params, {"inputs_embeds": sample}, label_type=distilled.config.attention_label_type)
-            assert output.log_rows is not None
-            log_rows.append(output.log_rows)
-        return torch.cat(log_rows)
-
-    before = learner.fresh_params(stream_seed(seed, "head", "evaluation", 0))
-    return rows(before), rows(train_learner(distilled, learner, seed, "evaluation", 0))
+    log_rows = []
+    # Take samples one by one, because the rows of one sample can have Y * H * L * L numbers.
+    for sample in distilled.raw["inputs_embeds"].detach()[:count].split(1):
+        with torch.no_grad():
+            output = learner(params, {"inputs_embeds": sample}, label_type=distilled.config.attention_label_type)
+        assert output.log_rows is not None
+        log_rows.append(output.log_rows)
+    return torch.cat(log_rows)
 
 
 def find_anomalies(distilled: DistilledDataset) -> list[str]:

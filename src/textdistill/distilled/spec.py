@@ -6,13 +6,15 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
 from textdistill.distilled.untrusted import brief, parse
 from textdistill.method.attention import AttentionLabelType
-from textdistill.method.learner import Learner
+
+if TYPE_CHECKING:
+    from textdistill.method.learner import Learner
 
 
 class LabelType(StrEnum):

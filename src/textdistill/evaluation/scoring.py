@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from operator import itemgetter
 
 import numpy as np
@@ -21,30 +20,6 @@ from textdistill.distilled.adapt import train_learner
 from textdistill.distilled.dataset import DistilledDataset
 from textdistill.method.learner import Learner, Params
 from textdistill.runs.results import Score
-
-
-@dataclass
-class EvaluateConfig:
-    """The final score: ``evaluate.*``."""
-
-    task_name: str = "ag_news"
-    n_eval_model: int = 20
-    fp16: bool = False
-    bf16: bool = False
-    tf32: bool = False
-
-    @property
-    def precision(self) -> Precision:
-        """Precision of the forward passes."""
-        return Precision.of(fp16=self.fp16, bf16=self.bf16, tf32=self.tf32)
-
-    def check(self) -> None:
-        """Raises ValueError for a value out of range."""
-        if self.n_eval_model < 1:
-            raise ValueError(f"evaluate.n_eval_model must be at least 1, got {self.n_eval_model}")
-        if self.fp16 and self.bf16:
-            raise ValueError("evaluate.fp16 and evaluate.bf16 exclude each other, got both true; set one to false")
-
 
 # Learner i of a score, trained: its parameters depend on i, never on how many learners are scored.
 LearnerFactory = Callable[[int], Params]

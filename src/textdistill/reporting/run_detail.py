@@ -105,7 +105,7 @@ def read_detail(stored: StoredResult, name: str, limits: Limits) -> RunDetail:
         lr_scales=None if scales is None else (scales.min().item(), scales.max().item()),
         bytes=sum(file.stat().st_size for file in folder.distilled.iterdir()),
         anomalies=find_anomalies(distilled),
-        view=view_samples(distilled, stored, limits),
+        view=view_samples(distilled, stored.settings, stored.result.seed, limits),
         charts=_charts(lines, stored.best_step),
         curves=_curves(lines),
         step_seconds=median(seconds) if seconds else None,

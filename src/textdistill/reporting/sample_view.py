@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from textdistill.core.processes import Processes
-from textdistill.distilled.adapt import check_fits
+from textdistill.core.seeding import stream_seed
+from textdistill.distilled.adapt import check_fits, train_learner
 from textdistill.distilled.dataset import DistilledDataset
 from textdistill.distilled.inspection import nearest_tokens, own_attention
 from textdistill.method.learner import Learner, ModelConfig
 from textdistill.method.losses import attention_divergence
-from textdistill.reporting.rows import StoredResult
 
 logger = logging.getLogger(__name__)
 
@@ -107,9 +107,17 @@ class SampleView:
     attention: AttentionView | None
 
 
-def view_samples(distilled: DistilledDataset, stored: StoredResult, limits: Limits) -> SampleView:
-    """Views as many samples as the limits allow, and fewer query rows if one sample already exceeds them."""
-    learner = _load(distilled, stored.settings)
+def view_samples(distilled: DistilledDataset, settings: Mapping[str, object], seed: int, limits: Limits) -> SampleView:
+    """Views as many samples as the limits allow, and fewer query rows if one sample already exceeds them.
+
+    Args:
+        distilled: the set.
+        settings: of its run, by dotted key; ``model.*`` decides how the model is loaded.
+        seed: the run's seed. The learner is learner 0 of ``evaluate`` with this seed.
+        limits: of attention maps and tokens.
+
+    """
+    learner = _load(distilled, settings)
     labels, length = distilled.attention_labels, distilled.config.seq_length
     count, stride = len(distilled), 1
     if labels is not None:
@@ -118,7 +126,7 @@ def view_samples(distilled: DistilledDataset, stored: StoredResult, limits: Limi
         count = min(count, max(1, limits.map_cells * stride // cells))
     count = min(count, max(1, limits.tokens // (length * NEAREST)))
     tokens = None if learner is None else _view_tokens(distilled, learner, count)
-    attention = None if labels is None else _view_attention(distilled, labels[:count], learner, stored, stride)
+    attention = None if labels is None else _view_attention(distilled, labels[:count], learner, seed, stride)
     return SampleView(sample_names(distilled)[:count], length, learner is not None, tokens, attention)
 
 
@@ -128,7 +136,7 @@ def sample_names(distilled: DistilledDataset) -> list[str]:
     return [f"{i}: {classes[i % len(classes)]}" for i in range(len(distilled))]
 
 
-def _load(distilled: DistilledDataset, settings: Mapping[str, Any]) -> Learner | None:
+def _load(distilled: DistilledDataset, settings: Mapping[str, object]) -> Learner | None:
     """Loads the run's learner and moves the set to its device; None if its model is missing or does not fit the set."""
     metadata = distilled.metadata
     options = {name: settings.get(f"model.{name}") for name in ("use_pretrained_model", "disable_dropout")}
@@ -154,15 +162,17 @@ def _view_tokens(distilled: DistilledDataset, learner: Learner, count: int) -> T
 
 
 def _view_attention(
-    distilled: DistilledDataset, labels: Tensor, learner: Learner | None, stored: StoredResult, stride: int
+    distilled: DistilledDataset, labels: Tensor, learner: Learner | None, seed: int, stride: int
 ) -> AttentionView:
     """Views the labels of the first samples, (samples, Y, H, Q, L), at every ``stride``-th query row."""
     labels = labels.detach()
     count, layers, heads, rows, _ = labels.shape
     own: dict[str, Tensor] = {}
     if learner is not None:
-        before, after = own_attention(distilled, learner, stored.result.seed, count)
-        own = {"before": before, "after": after}
+        before = learner.fresh_params(stream_seed(seed, "head", "evaluation", 0))
+        after = train_learner(distilled, learner, seed, "evaluation", 0)
+        both = {"before": before, "after": after}
+        own = {name: own_attention(distilled, learner, params, count) for name, params in both.items()}
     divergence = {name: attention_divergence(log_rows, labels).mean(-1) for name, log_rows in own.items()}
     maps = {"label": labels, **{name: log_rows.exp() for name, log_rows in own.items()}}
     weights = distilled.attention_weights

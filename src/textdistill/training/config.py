@@ -7,14 +7,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from textdistill.core.precision import Precision
-from textdistill.core.processes import Processes
-from textdistill.data.batches import steps_per_epoch
-from textdistill.data.tokens import TokenizedSplit
 from textdistill.distilled.spec import Init
 from textdistill.method.hypergradient import Estimator, Trajectory
 
-# Number of validations if the run ends before the first regular one.
-VALIDATIONS = 5
 # The schedulers of transformers that need no settings of their own and no metric at every step.
 SCHEDULER_TYPES = (
     "linear",
@@ -149,60 +144,3 @@ class TrainConfig:
                 f" {self.inner_precision}, whose rounding error exceeds the finite difference (docs/performance.md);"
                 " set train.estimator=forward"
             )
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How many outer steps a run takes, and when it validates and logs.
-
-    Attributes:
-        batch_size: rows of a real batch.
-        batches_per_step: real batches of an outer step, over all processes.
-        epoch_steps: outer steps of one pass over the training split.
-        max_steps: outer steps of the run.
-        val_interval: outer steps between two validations.
-        log_interval: outer steps between two lines of metrics.
-
-    """
-
-    batch_size: int
-    batches_per_step: int
-    epoch_steps: int
-    max_steps: int
-    val_interval: int
-    log_interval: int
-
-    @classmethod
-    def of(cls, config: TrainConfig, train: TokenizedSplit, batch_size: int, processes: Processes) -> Schedule:
-        """The schedule of a configuration on a training split.
-
-        Args:
-            config: the number of epochs or steps, and the intervals.
-            train: the training split.
-            batch_size: rows of a real batch.
-            processes: the processes that share the batches of an outer step.
-
-        Raises:
-            ValueError: ``config.batches_per_step`` exceeds an epoch or cannot be divided among the processes.
-
-        """
-        batches_per_step = config.batches_per_step or processes.count
-        if batches_per_step % processes.count:
-            raise ValueError(
-                f"train.batches_per_step must be a multiple of the {processes.count} processes, got {batches_per_step}"
-            )
-        epoch_batches = steps_per_epoch(train, batch_size)
-        epoch_steps = epoch_batches // batches_per_step
-        if epoch_steps == 0:
-            raise ValueError(
-                f"train.batches_per_step must be at most the {epoch_batches} batches of"
-                f" data.train_batch_size={batch_size} rows in the training split, got {batches_per_step}"
-            )
-        max_steps = config.epoch * epoch_steps
-        if config.max_steps is not None:
-            max_steps = min(max_steps, config.max_steps)
-        log_interval = max(1, epoch_steps // 10) if config.log_interval == -1 else config.log_interval
-        val_interval = config.val_steps or config.val_interval * epoch_steps
-        if config.val_steps is None and val_interval > max_steps:
-            val_interval = -(-max_steps // VALIDATIONS)
-        return cls(batch_size, batches_per_step, epoch_steps, max_steps, val_interval, log_interval)

@@ -21,7 +21,8 @@ from textdistill.distilled.dataset import DistilledDataset
 from textdistill.method.hypergradient import hypergradient
 from textdistill.method.learner import Learner, Params
 from textdistill.method.losses import task_loss
-from textdistill.training.config import DEFAULT_LR, EMBEDS_LR_SCALE, OptimizerType, Schedule, TrainConfig
+from textdistill.training.config import DEFAULT_LR, EMBEDS_LR_SCALE, OptimizerType, TrainConfig
+from textdistill.training.schedule import Schedule
 
 logger = logging.getLogger(__name__)
 
