@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from tests.support import toy
 from textdistill.commands.distill import distill
 from textdistill.config import RunConfig, compose, load_run_config
-from textdistill.data.task import Protocol
+from textdistill.data.splits import Protocol
 from textdistill.distilled.spec import AttentionLabelWeight, Init, LabelType
 from textdistill.method.attention import AttentionLabelType
 from textdistill.method.hypergradient import Estimator

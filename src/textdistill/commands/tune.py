@@ -29,7 +29,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from textdistill.commands.distill import distill, train
 from textdistill.config import RunConfig, compose
 from textdistill.core.seeding import stream_seed
-from textdistill.data.task import Protocol
+from textdistill.data.splits import Protocol
 from textdistill.runs.folder import RunFolder
 from textdistill.runs.metrics import flatten
 from textdistill.runs.mlflow import Status, SweepRun

@@ -1,4 +1,4 @@
-"""Where official splits come from: local files, a saved ``DatasetDict`` or the hub."""
+"""Reads the splits of a source: local files, a saved ``DatasetDict``, or a dataset on the hub."""
 
 from __future__ import annotations
 
@@ -19,52 +19,58 @@ import pyarrow.parquet
 
 from textdistill.data.source import CHUNK_ROWS, Columns, Scan, SourceSplit
 
-if TYPE_CHECKING:  # over a second to import, and local files do without
+if TYPE_CHECKING:  # datasets takes over a second to import, and local files do not need it
     from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
 
+# Our name of a split by the name in the source. Other splits are ignored.
 SPLIT_NAMES = {"train": "train", "test": "test"} | dict.fromkeys(
     ("validation", "valid", "dev", "validation_matched"), "validation"
 )
-_BLOCK = 2**24  # bytes of csv and json read at a time; no row may be longer
+# Bytes of csv and JSON that are read at a time. A row must fit into them.
+BLOCK_BYTES = 2**24
 
 
 def read_files(path: Path, columns: Columns) -> dict[str, SourceSplit]:
-    """The splits of a folder's files that are called after them, or of one file, which is the train split.
+    """Returns the splits of local files by name.
+
+    Args:
+        path: a file, which is the train split, or a folder whose files are named after their splits.
+        columns: the columns of the task.
 
     Raises:
-        FileNotFoundError: nothing at ``path``.
-        ValueError: a file of another kind, two files of a split, or a broken file.
+        FileNotFoundError: there is nothing at ``path``.
+        ValueError: the kind of a file is unknown, a split has two files, or a file is broken.
 
     """
-    return {name: _file_split(name, file, f"data.path={path}", columns) for name, file in _files(path).items()}
+    return {name: _file_split(name, file, f"data.path={path}", columns) for name, file in _split_files(path).items()}
 
 
 def read_saved(folder: str, columns: Columns) -> dict[str, SourceSplit]:
-    """The splits of a ``DatasetDict`` saved by ``save_to_disk``.
+    """Returns the splits of a ``DatasetDict`` that ``save_to_disk`` wrote, by name.
 
     Raises:
-        ValueError: one split was saved, and not several by name.
+        ValueError: the folder holds a single split instead.
 
     """
     from datasets import DatasetDict, load_from_disk
 
-    found, origin = load_from_disk(folder), f"data.datasets_path={folder}"
-    if not isinstance(found, DatasetDict):
+    splits, origin = load_from_disk(folder), f"data.datasets_path={folder}"
+    if not isinstance(splits, DatasetDict):
         raise ValueError(f"{origin} must be a DatasetDict, saved by save_to_disk, got one split")
-    return _dataset_splits(found, origin, columns)
+    return _dataset_splits(splits, origin, columns)
 
 
 def read_hub(
     name: str, arguments: Sequence[str], columns: Columns, num_proc: int, datasets_path: str | None
 ) -> dict[str, SourceSplit]:
-    """The splits of a hub dataset, downloaded, and saved to ``datasets_path`` if given.
+    """Downloads a dataset from the hub and returns its splits by name.
 
     Args:
         name: ``data.task_name``, for errors.
-        arguments: of ``datasets.load_dataset``.
-        columns: those to read.
-        num_proc: processes that prepare the download.
-        datasets_path: new folder, or None.
+        arguments: the arguments of ``datasets.load_dataset``.
+        columns: the columns of the task.
+        num_proc: the number of processes that prepare the download.
+        datasets_path: a new folder to save the splits to; None to leave them in the cache of ``datasets``.
 
     Raises:
         FileNotFoundError: the dataset cannot be fetched.
@@ -73,50 +79,53 @@ def read_hub(
     from datasets import load_dataset
 
     origin = f"data.task_name={name}"
-    with _fetching(origin, arguments):
+    with _fetch_errors(origin, arguments):
         splits: DatasetDict = load_dataset(*arguments, num_proc=num_proc if num_proc > 1 else None)
     if datasets_path is not None:
         target = Path(datasets_path)
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
             splits.save_to_disk(Path(folder) / "splits")
-            if not target.exists():  # another job of a sweep may have been quicker
+            if not target.exists():  # another job of a sweep may have saved the dataset meanwhile
                 os.replace(Path(folder) / "splits", target)
     return _dataset_splits(splits, origin, columns)
 
 
 def stream_hub(name: str, arguments: Sequence[str], columns: Columns) -> dict[str, SourceSplit]:
-    """The splits of a hub dataset, fetched anew by every pass over their rows and never on disk.
+    """Returns the splits of a dataset on the hub by name, without storing them.
+
+    Every pass over the rows fetches them anew.
 
     Args:
         name: ``data.task_name``, for errors.
-        arguments: of ``datasets.load_dataset``.
-        columns: those to read.
+        arguments: the arguments of ``datasets.load_dataset``.
+        columns: the columns of the task.
 
     Raises:
-        FileNotFoundError: the dataset cannot be fetched, now or while it is read.
-        ValueError: its files cannot be streamed.
+        FileNotFoundError: the dataset cannot be fetched, now or while its rows are read.
+        ValueError: the files of the dataset cannot be streamed.
 
     """
     from datasets import load_dataset
 
     origin = f"data.task_name={name}"
-    with _fetching(origin, arguments), _streaming(origin):
-        splits: IterableDatasetDict = load_dataset(*arguments, streaming=True)
-        found = _dataset_splits(splits, origin, columns)
+    with _fetch_errors(origin, arguments), _stream_errors(origin):
+        datasets: IterableDatasetDict = load_dataset(*arguments, streaming=True)
+        splits = _dataset_splits(datasets, origin, columns)
 
-    def fetched(scan: Scan) -> Scan:
-        def fetch(columns: Sequence[str]) -> Iterator[pa.Table]:
-            with _fetching(origin, arguments), _streaming(origin):
+    def with_errors(scan: Scan) -> Scan:
+        def scan_with_errors(columns: Sequence[str]) -> Iterator[pa.Table]:
+            with _fetch_errors(origin, arguments), _stream_errors(origin):
                 yield from scan(columns)
 
-        return fetch
+        return scan_with_errors
 
-    return {split: replace(rows, scan=fetched(rows.scan)) for split, rows in found.items()}
+    return {split_name: replace(split, scan=with_errors(split.scan)) for split_name, split in splits.items()}
 
 
 @contextmanager
-def _fetching(origin: str, arguments: Sequence[str]) -> Iterator[None]:
+def _fetch_errors(origin: str, arguments: Sequence[str]) -> Iterator[None]:
+    """Turns errors of the network into one that names the dataset and the alternative."""
     try:
         yield
     except OSError as error:
@@ -127,7 +136,8 @@ def _fetching(origin: str, arguments: Sequence[str]) -> Iterator[None]:
 
 
 @contextmanager
-def _streaming(origin: str) -> Iterator[None]:
+def _stream_errors(origin: str) -> Iterator[None]:
+    """Turns errors of files that cannot be streamed into one that names ``data.streaming``."""
     try:
         yield
     except (NotImplementedError, ValueError, pa.ArrowException) as error:
@@ -138,29 +148,29 @@ def _streaming(origin: str) -> Iterator[None]:
 
 
 def _dataset_splits(
-    splits: Mapping[str, Dataset | IterableDataset], origin: str, columns: Columns
+    datasets: Mapping[str, Dataset | IterableDataset], origin: str, columns: Columns
 ) -> dict[str, SourceSplit]:
-    found = {}
-    for name, rows in splits.items():
-        # Where csv or json is streamed, nothing is known of the columns before the first row.
-        column_names: Sequence[str] = rows.column_names or next(
-            (t.column_names for t in rows.with_format("arrow").iter(1)), []
+    splits = {}
+    for name, dataset in datasets.items():
+        # A stream of csv or JSON states no column names, so they are read from its first row.
+        column_names: Sequence[str] = dataset.column_names or next(
+            (table.column_names for table in dataset.with_format("arrow").iter(1)), []
         )
-        label = (rows.features or {}).get(columns.label)
+        label = (dataset.features or {}).get(columns.label)
         class_names = tuple(getattr(label, "names", None) or ())
-        found[name] = SourceSplit(name, origin, columns, column_names, class_names, _dataset_scan(rows))
-    return found
+        splits[name] = SourceSplit(name, origin, columns, column_names, class_names, _dataset_scan(dataset))
+    return splits
 
 
-def _dataset_scan(rows: Dataset | IterableDataset) -> Scan:
+def _dataset_scan(dataset: Dataset | IterableDataset) -> Scan:
     def scan(columns: Sequence[str]) -> Iterator[pa.Table]:
-        yield from rows.select_columns(list(columns)).with_format("arrow").iter(CHUNK_ROWS)
+        yield from dataset.select_columns(list(columns)).with_format("arrow").iter(CHUNK_ROWS)
 
     return scan
 
 
-def _files(path: Path) -> dict[str, Path]:
-    """Files by the name of the split they hold."""
+def _split_files(path: Path) -> dict[str, Path]:
+    """Returns the file of each split by the name of the split in the source."""
     if path.is_file():
         if path.suffix not in _READERS:
             raise ValueError(f"data.path must end in one of {', '.join(_READERS)}, got {path}; convert the file")
@@ -180,15 +190,15 @@ def _files(path: Path) -> dict[str, Path]:
 
 
 def _file_split(name: str, file: Path, origin: str, columns: Columns) -> SourceSplit:
-    def scan(names: Sequence[str]) -> Iterator[pa.Table]:
-        with _reading(file):
-            for table in rows(names):
-                # Categories, as pandas writes them, are read as the strings they stand for.
-                plain = [f.with_type(f.type.value_type) if pa.types.is_dictionary(f.type) else f for f in table.schema]
-                yield table.cast(pa.schema(plain))
+    def scan(column_names: Sequence[str]) -> Iterator[pa.Table]:
+        with _file_errors(file):
+            for table in read_rows(column_names):
+                # pandas writes categories as dictionaries; the values are what counts.
+                fields = [f.with_type(f.type.value_type) if pa.types.is_dictionary(f.type) else f for f in table.schema]
+                yield table.cast(pa.schema(fields))
 
-    with _reading(file):
-        schema, rows = _READERS[file.suffix](file, columns)
+    with _file_errors(file):
+        schema, read_rows = _READERS[file.suffix](file, columns)
         class_names: tuple[str, ...] = ()
         if columns.label in schema.names and b"huggingface" in (schema.metadata or {}):
             from datasets import Features
@@ -199,117 +209,122 @@ def _file_split(name: str, file: Path, origin: str, columns: Columns) -> SourceS
 
 
 @contextmanager
-def _reading(file: Path) -> Iterator[None]:
+def _file_errors(file: Path) -> Iterator[None]:
+    """Turns the parsers' errors into one that names the file."""
     try:
         yield
     except (pa.ArrowException, ValueError, RecursionError) as error:
         raise ValueError(f"data.path: {file} is empty or broken: {error}") from error
 
 
-# A reader gives the names of all columns, with the types of those that count, and reads the rows.
+# A reader of a file format returns a schema and a function that reads the rows. The schema names all columns of the
+# file; its types hold for the columns of the task only.
 _Reader = Callable[[Path, Columns], tuple[pa.Schema, Scan]]
 
 
 def _parquet(file: Path, columns: Columns) -> tuple[pa.Schema, Scan]:
-    def scan(names: Sequence[str]) -> Iterator[pa.Table]:
-        # Buffered, so that a row group, which may be the whole file, is not read at once.
+    def scan(column_names: Sequence[str]) -> Iterator[pa.Table]:
+        # Without pre_buffer=False a whole row group is read at once, which may be the whole file.
         with pa.parquet.ParquetFile(file, pre_buffer=False, buffer_size=2**20) as rows:
-            for batch in rows.iter_batches(CHUNK_ROWS, columns=list(names)):
+            for batch in rows.iter_batches(CHUNK_ROWS, columns=list(column_names)):
                 yield pa.Table.from_batches([batch])
 
     return pa.parquet.read_schema(file), scan
 
 
 def _csv(file: Path, columns: Columns, delimiter: str = ",") -> tuple[pa.Schema, Scan]:
-    def opened(kinds: Mapping[str, pa.DataType], names: Sequence[str] = ()) -> Any:
+    def open_csv(types: Mapping[str, pa.DataType], column_names: Sequence[str] = ()) -> Any:
         return pa.csv.open_csv(
             file,
-            read_options=pa.csv.ReadOptions(block_size=_BLOCK),
+            read_options=pa.csv.ReadOptions(block_size=BLOCK_BYTES),
             parse_options=pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-            convert_options=pa.csv.ConvertOptions(column_types=kinds, include_columns=list(names)),
+            convert_options=pa.csv.ConvertOptions(column_types=types, include_columns=list(column_names)),
         )
 
-    # Without the types a column of texts such as "1999" would be read as numbers.
-    kinds = dict.fromkeys((*columns.texts, columns.label), pa.string())
-    schema = opened(kinds).schema
+    # Arrow would infer that a column of texts such as "1999" holds numbers.
+    types = dict.fromkeys((*columns.texts, columns.label), pa.string())
+    schema = open_csv(types).schema
     if columns.label in schema.names:
-        # The type of the labels depends on all of them, and on the distinct ones only.
-        labels = {label for batch in opened(kinds, [columns.label]) for label in batch[0].unique().to_pylist()}
+        # Arrow infers types from the first block. The distinct labels of the whole file fit into one.
+        labels = {label for batch in open_csv(types, [columns.label]) for label in batch[0].unique().to_pylist()}
         distinct = pa.BufferOutputStream()
         pa.csv.write_csv(pa.table({"label": pa.array(sorted(labels), pa.string())}), distinct)
         inferred = pa.csv.read_csv(
             pa.BufferReader(distinct.getvalue()), parse_options=pa.csv.ParseOptions(newlines_in_values=True)
         )
-        kinds[columns.label] = inferred.schema.types[0]
+        types[columns.label] = inferred.schema.types[0]
 
-    def scan(names: Sequence[str]) -> Iterator[pa.Table]:
-        yield from (pa.Table.from_batches([batch]) for batch in opened(kinds, names))
+    def scan(column_names: Sequence[str]) -> Iterator[pa.Table]:
+        yield from (pa.Table.from_batches([batch]) for batch in open_csv(types, column_names))
 
     return schema, scan
 
 
 def _json(file: Path, columns: Columns) -> tuple[pa.Schema, Scan]:
     with file.open(encoding="utf-8") as text:
-        if text.read(1) == "[":  # one array of objects; else an object a line
+        if text.read(1) == "[":  # one array of objects; otherwise each line is an object
             return _json_array(file)
-    options = pa.json.ReadOptions(block_size=_BLOCK)
+    options = pa.json.ReadOptions(block_size=BLOCK_BYTES)
     schema = pa.json.open_json(file, read_options=options).schema
 
-    def scan(names: Sequence[str]) -> Iterator[pa.Table]:
-        # Types as in the first block, but texts that there look like dates; other columns may change theirs.
+    def scan(column_names: Sequence[str]) -> Iterator[pa.Table]:
+        # Arrow infers types from the first block. It takes texts that look like dates for timestamps.
         fields = [
-            pa.field(n, pa.string()) if pa.types.is_timestamp(schema.field(n).type) else schema.field(n) for n in names
+            pa.field(name, pa.string()) if pa.types.is_timestamp(schema.field(name).type) else schema.field(name)
+            for name in column_names
         ]
+        # The types of other columns may change from block to block, so they are ignored.
         parsing = pa.json.ParseOptions(explicit_schema=pa.schema(fields), unexpected_field_behavior="ignore")
-        yield from (pa.Table.from_batches([b]) for b in pa.json.open_json(file, options, parsing))
+        yield from (pa.Table.from_batches([batch]) for batch in pa.json.open_json(file, options, parsing))
 
     return schema, scan
 
 
 def _json_array(file: Path) -> tuple[pa.Schema, Scan]:
-    def scan(names: Sequence[str]) -> Iterator[pa.Table]:
-        rows: list[dict[str, Any]] = []
-        for row in _elements(file):
-            rows.append({name: row.get(name) for name in names})
+    def scan(column_names: Sequence[str]) -> Iterator[pa.Table]:
+        rows = []
+        for row in _array_objects(file):
+            rows.append({name: row.get(name) for name in column_names})
             if len(rows) == CHUNK_ROWS:
                 yield pa.Table.from_pylist(rows)
                 rows = []
         if rows:
             yield pa.Table.from_pylist(rows)
 
-    return pa.schema([(name, pa.null()) for name in next(_elements(file), {})]), scan
+    return pa.schema([(name, pa.null()) for name in next(_array_objects(file), {})]), scan
 
 
-_BETWEEN = re.compile(r"[ \t\n\r]*([\[,\]])[ \t\n\r]*")
+_PUNCTUATION = re.compile(r"[ \t\n\r]*([\[,\]])[ \t\n\r]*")
 
 
-def _elements(file: Path) -> Iterator[dict[str, Any]]:
-    """The objects in the JSON array of a file, without the whole of it in memory."""
+def _array_objects(file: Path) -> Iterator[dict[str, Any]]:
+    """Yields the objects of the JSON array in a file, and holds one block of the file in memory."""
     parse = json.JSONDecoder().raw_decode
     with file.open(encoding="utf-8") as text:
         buffer, end, expected = "", 0, "["
         while True:
             try:
-                between = _BETWEEN.match(buffer, end)
-                if between is None or between[1] not in expected:
+                punctuation = _PUNCTUATION.match(buffer, end)
+                if punctuation is None or punctuation[1] not in expected:
                     raise json.JSONDecodeError(f"Expecting one of '{expected}'", buffer, end)
-                after = between.end()
-                if between[1] == "]" or (between[1] == "[" and buffer[after : after + 1] == "]"):
+                after = punctuation.end()
+                if punctuation[1] == "]" or (punctuation[1] == "[" and buffer[after : after + 1] == "]"):
                     break
                 row, after = parse(buffer, after)
             except json.JSONDecodeError:
-                more = "" if len(buffer) - end > _BLOCK else text.read(_BLOCK)
-                if not more:
+                # The block may end inside an object: parse again with the next block.
+                next_block = "" if len(buffer) - end > BLOCK_BYTES else text.read(BLOCK_BYTES)
+                if not next_block:
                     raise
-                buffer, end = buffer[end:] + more, 0
+                buffer, end = buffer[end:] + next_block, 0
                 continue
             if not isinstance(row, dict):
                 raise ValueError(f"the array must hold objects, got {row!r:.50}")
             yield row
             end, expected = after, ",]"
-        rest = buffer[after:].removeprefix("]") if between[1] == "[" else buffer[after:]
-        if (rest + text.read(_BLOCK)).strip():
-            raise ValueError("there is more behind the array")
+        rest = buffer[after:].removeprefix("]") if punctuation[1] == "[" else buffer[after:]
+        if (rest + text.read(BLOCK_BYTES)).strip():
+            raise ValueError("the file must end after the array, but more text follows")
 
 
 _READERS: dict[str, _Reader] = {

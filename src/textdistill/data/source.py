@@ -1,6 +1,6 @@
-"""An official split: rows as their authors cut them, with columns of texts and of labels, checked.
+"""One split as its source holds it: columns of texts and a column of labels, checked while they are read.
 
-Rows are read chunk by chunk, so that memory does not grow with the texts; only the labels are kept, 4 bytes a row.
+Rows are read in chunks, so that memory does not grow with the texts. Only the labels stay in memory: 4 bytes a row.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-CHUNK_ROWS = 1000  # most rows in memory at a time
+CHUNK_ROWS = 1000  # the most rows that a chunk holds
 
-# The given columns of all rows in order, as plain types; every call reads the source anew.
+# Reads the named columns of all rows in order, without dictionary types. Every call reads the source anew.
 Scan = Callable[[Sequence[str]], Iterator[pa.Table]]
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of a task: one or two of texts, and one of labels."""
+    """The columns of a task: one or two with texts, and one with labels."""
 
     texts: tuple[str, ...]
     label: str
@@ -31,14 +31,14 @@ class Columns:
 
 @dataclass(frozen=True, eq=False)
 class SourceSplit:
-    """A split as its source has it. Errors are raised when what they are about is asked for.
+    """A split as its source holds it. A method raises an error only about the columns that it reads.
 
     Attributes:
-        name: the source's name of the split.
-        origin: the key that names the source, and its value.
-        columns: those to read.
-        column_names: those that there are.
-        class_names: names of integer labels, where the source knows them.
+        name: the name of the split in the source.
+        origin: the configuration key that names the source, and its value, for errors.
+        columns: the columns of the task.
+        column_names: all columns of the source.
+        class_names: the names of integer labels; empty if the source does not state them.
         scan: reads the rows.
 
     """
@@ -52,76 +52,93 @@ class SourceSplit:
 
     @property
     def labelled(self) -> bool:
-        """Whether there are labels, and they are not hidden as GLUE hides those of its test splits: -1."""
+        """Whether every row has a label. GLUE hides the labels of its test splits: they are all -1."""
         if self.columns.label not in self.column_names:
             return False
         labels = self._content.labels
-        return not labels.nulls and not (labels.is_integer and min(labels.values) < 0)
+        return not labels.nulls and not (labels.is_integer and min(labels.codes_by_label) < 0)
 
     def labels(self) -> tuple[list[Any], np.ndarray]:
-        """The distinct labels, all integers from 0 or all strings, and the place in that list of every row's, int32."""
+        """Returns the distinct labels, and for each row an index into them.
+
+        Returns:
+            The distinct labels, all integers of at least 0 or all strings; and the indices, int32, (rows,).
+
+        Raises:
+            ValueError: the column is missing, has empty values or values of another type, or hides its labels.
+
+        """
         self._check_column(self.columns.label, "label_column")
         labels = self._content.labels
         key = f"data.label_column: {self.columns.label!r} of the {self.name} split"
-        if len(labels.kinds) > 1:
-            kinds = " and ".join(sorted(map(str, labels.kinds)))
-            raise ValueError(f"{key} must hold labels of one type, got {kinds}; convert the labels")
+        if len(labels.types) > 1:
+            types = " and ".join(sorted(map(str, labels.types)))
+            raise ValueError(f"{key} must hold labels of one type, got {types}; convert the labels")
         if not labels.is_integer and not labels.is_string:
-            kind = next(iter(labels.kinds), pa.null())
-            raise ValueError(f"{key} must hold integers or strings, got {kind}; convert the labels")
+            data_type = next(iter(labels.types), pa.null())
+            raise ValueError(f"{key} must hold integers or strings, got {data_type}; convert the labels")
         if labels.nulls:
             raise ValueError(f"{key} has {labels.nulls:,} rows without a label; fill or remove them")
-        if labels.is_integer and (least := min(labels.values)) < 0:
+        if labels.is_integer and (smallest := min(labels.codes_by_label)) < 0:
             raise ValueError(
-                f"{key} must hold labels of at least 0, got {least}, which is how GLUE hides the labels of "
+                f"{key} must hold labels of at least 0, got {smallest}, which is how GLUE hides the labels of "
                 "its test splits; use a split with labels"
             )
-        return list(labels.values), labels.codes
+        return list(labels.codes_by_label), labels.codes
 
-    def class_indices(self, values: list[str]) -> np.ndarray:
-        """Class index of every row, int64 (N,); ``values`` are the labels, written as strings, by class index."""
+    def class_indices(self, class_labels: Sequence[str]) -> np.ndarray:
+        """Returns the class index of every row, int64, (rows,).
+
+        Args:
+            class_labels: the label of each class, written as a string, in the order of the class indices.
+
+        Raises:
+            ValueError: a row has another label.
+
+        """
         distinct, codes = self.labels()
-        places = {value: index for index, value in enumerate(values)}
-        indices: np.ndarray = np.array([places.get(str(label), -1) for label in distinct])[codes]
+        index_by_label = {label: index for index, label in enumerate(class_labels)}
+        indices: np.ndarray = np.array([index_by_label.get(str(label), -1) for label in distinct])[codes]
         if indices.min() < 0:
             unknown = str(distinct[codes[indices.argmin()]])
             raise ValueError(
                 f"data.label_column: label {unknown!r} of the {self.name} split is none "
-                f"of the labels of train, {', '.join(values[:20])}; remove its rows"
+                f"of the labels of train, {', '.join(class_labels[:20])}; remove its rows"
             )
         return indices
 
     def check_texts(self) -> None:
-        """Raises ValueError unless every row has its texts."""
+        """Raises ValueError unless every row has all of its texts."""
         for column in self.columns.texts:
             self._check_column(column, "text_columns")
             texts = self._content.texts[column]
             key = f"data.text_columns: {column!r} of the {self.name} split"
-            if texts.other_kind is not None:
-                raise ValueError(f"{key} must hold strings, got {texts.other_kind}; name a column of texts")
+            if texts.other_type is not None:
+                raise ValueError(f"{key} must hold strings, got {texts.other_type}; name a column of texts")
             if texts.nulls:
                 raise ValueError(f"{key} has {texts.nulls:,} rows without a text; fill or remove them")
 
     @property
     def digests(self) -> list[str]:
-        """A digest of every column of texts, wherever the rows are cut into chunks."""
+        """A digest for each text column. It does not depend on how the rows are cut into chunks."""
         return [texts.digest() for texts in self._content.texts.values()]
 
     def chunks(self) -> Iterator[pa.Table]:
-        """The columns of texts, stripped, at most ``CHUNK_ROWS`` rows at a time.
+        """Yields the text columns, stripped of white space, at most ``CHUNK_ROWS`` rows at a time.
 
         Raises:
-            ValueError: at the end, if the texts are not those that were checked: they changed in between.
+            ValueError: the texts differ from the checked ones, because the source has changed. This is only known
+                after the last chunk.
 
         """
-        again = {column: _Texts() for column in self.columns.texts}
+        reread = {column: _TextColumn() for column in self.columns.texts}
         rows = 0
         for chunk in self._scan_chunks(self.columns.texts):
             rows += len(chunk)
             if rows > self._content.rows:
                 break
-            yield pa.table({column: texts.add(chunk[column]) for column, texts in again.items()})
-        if rows != self._content.rows or [texts.digest() for texts in again.values()] != self.digests:
+            yield pa.table({column: texts.add(chunk[column]) for column, texts in reread.items()})
+        if rows != self._content.rows or [texts.digest() for texts in reread.values()] != self.digests:
             raise ValueError(
                 f"{self.origin}: the texts of the {self.name} split must stay as they are while they are read, "
                 "but they changed; try again"
@@ -129,10 +146,10 @@ class SourceSplit:
 
     @cached_property
     def _content(self) -> _Content:
-        """What is to know of all rows, after one pass over them."""
-        content = _Content({column: _Texts() for column in self.columns.texts}, _Labels())
-        wanted = (*self.columns.texts, self.columns.label)
-        for chunk in self._scan_chunks([column for column in wanted if column in self.column_names]):
+        """The checks, digests and labels of all rows, from one pass over them."""
+        content = _Content({column: _TextColumn() for column in self.columns.texts}, _LabelColumn())
+        task_columns = (*self.columns.texts, self.columns.label)
+        for chunk in self._scan_chunks([column for column in task_columns if column in self.column_names]):
             content.rows += len(chunk)
             for column in filter(self.column_names.__contains__, self.columns.texts):
                 content.texts[column].add(chunk[column])
@@ -156,12 +173,12 @@ class SourceSplit:
 
 @dataclass(frozen=True, eq=False)
 class TextSplit:
-    """N labelled texts of an official split.
+    """N labelled texts: some or all rows of one split of the source.
 
     Attributes:
-        source: where they are.
-        chosen: which of its rows they are, bool (rows,).
-        labels: class indices 0..C-1, int64 (N,).
+        source: the split that holds the texts.
+        chosen: which of its rows belong to this split, bool, (rows,).
+        labels: class indices 0..C-1 of the chosen rows, int64, (N,).
 
     """
 
@@ -173,21 +190,21 @@ class TextSplit:
         return len(self.labels)
 
 
-class _Texts:
-    """What is to know of a column of texts, chunk by chunk."""
+class _TextColumn:
+    """Accumulates the checks and the digest of a text column, chunk by chunk."""
 
     def __init__(self) -> None:
         self.nulls = 0
-        self.other_kind: pa.DataType | None = None
+        self.other_type: pa.DataType | None = None  # of the first chunk that does not hold strings
         self._lengths, self._bytes = hashlib.sha256(), hashlib.sha256()
 
     def add(self, column: pa.ChunkedArray) -> pa.ChunkedArray:
-        """Takes the next chunk and gives it back stripped."""
+        """Reads the next chunk and returns its texts without leading and trailing white space."""
         self.nulls += column.null_count
         if not (is_string(column.type) or pa.types.is_null(column.type)):
-            self.other_kind = self.other_kind or column.type
+            self.other_type = self.other_type or column.type
             return column
-        # 64-bit offsets, so that a chunk may hold more than 2 GiB.
+        # With 32-bit offsets a chunk could not hold more than 2 GiB of text.
         stripped = pc.utf8_trim_whitespace(column.cast(pa.large_string()))
         for array in stripped.chunks:
             _, offsets, data = array.buffers()
@@ -200,22 +217,22 @@ class _Texts:
         return hashlib.sha256(self._lengths.digest() + self._bytes.digest()).hexdigest()
 
 
-class _Labels:
-    """The distinct labels and every row's, chunk by chunk."""
+class _LabelColumn:
+    """Collects the distinct labels and an integer code for each row, chunk by chunk."""
 
     def __init__(self) -> None:
         self.nulls = 0
-        self.kinds: set[pa.DataType] = set()
-        self.values: dict[Any, int] = {}  # code by label
+        self.types: set[pa.DataType] = set()
+        self.codes_by_label: dict[Any, int] = {}
         self._codes: list[np.ndarray] = []
 
     @property
     def is_integer(self) -> bool:
-        return self.kinds == {pa.int64()}
+        return self.types == {pa.int64()}
 
     @property
     def is_string(self) -> bool:
-        return self.kinds == {pa.string()}
+        return self.types == {pa.string()}
 
     @property
     def codes(self) -> np.ndarray:
@@ -225,24 +242,27 @@ class _Labels:
         self.nulls += column.null_count
         if pa.types.is_null(column.type):
             return
-        for kind, of_kind in ((pa.int64(), pa.types.is_integer), (pa.string(), is_string)):
-            if of_kind(column.type):
-                column = column.cast(kind)
-        self.kinds.add(column.type)
+        for data_type, is_of_type in ((pa.int64(), pa.types.is_integer), (pa.string(), is_string)):
+            if is_of_type(column.type):
+                column = column.cast(data_type)
+        self.types.add(column.type)
         if column.type not in (pa.int64(), pa.string()):
             return
         encoded = column.combine_chunks().dictionary_encode()
-        codes = [self.values.setdefault(label, len(self.values)) for label in encoded.dictionary.to_pylist()]
+        distinct = encoded.dictionary.to_pylist()
+        codes = [self.codes_by_label.setdefault(label, len(self.codes_by_label)) for label in distinct]
         self._codes.append(np.array([*codes, -1], dtype=np.int32)[encoded.indices.fill_null(-1).to_numpy()])
 
 
 @dataclass
 class _Content:
-    texts: dict[str, _Texts]
-    labels: _Labels
+    texts: dict[str, _TextColumn]
+    labels: _LabelColumn
     rows: int = 0
 
 
-def is_string(kind: pa.DataType) -> bool:
-    """Whether a column of this type holds strings."""
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+def is_string(data_type: pa.DataType) -> bool:
+    """Whether a column of this Arrow type holds strings."""
+    return bool(
+        pa.types.is_string(data_type) or pa.types.is_large_string(data_type) or pa.types.is_string_view(data_type)
+    )

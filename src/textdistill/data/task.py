@@ -1,57 +1,46 @@
-"""A classification task: labelled texts in three splits, cut by protocol."""
+"""A classification task: labelled texts in the splits train, validation and test."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import torch
 
-from textdistill.core.seeding import generator
 from textdistill.data.readers import SPLIT_NAMES, read_files, read_hub, read_saved, stream_hub
 from textdistill.data.source import Columns, SourceSplit, TextSplit
+from textdistill.data.splits import Protocol, cut_splits
 
 logger = logging.getLogger(__name__)
-
-VALIDATION_ROWS = 1000  # most rows held out of train for validation, where a test split is official
-
-
-class Protocol(StrEnum):
-    """Which rows select a checkpoint and which are reported: see ``load_task``."""
-
-    clean = "clean"
-    paper = "paper"
 
 
 @dataclass
 class DataConfig:
-    """The ``data`` keys of a run.
+    """The configuration keys ``data.*``.
 
     Attributes:
-        task_name: a built-in task, a hub dataset id ``user/name``, or with ``path`` any name.
-        path: file or folder of csv, tsv, json, jsonl or parquet to read instead of the hub.
-        text_columns: one or two columns; built-in tasks know theirs.
-        label_column: column of integers 0..C-1 or of strings; built-in tasks know theirs.
-        max_length: tokens a text, or a pair of texts, is cut to.
-        protocol: clean, or paper for comparison with the reference.
-        datasets_path: without ``path``, folder of a ``DatasetDict`` saved by ``save_to_disk``: read if it exists,
-            else the hub's download is saved there.
-        preprocessed_datasets_path: folder of the token cache; with None tokens are in a temporary folder while the
-            process lives.
-        train_batch_size: rows a batch of ``train_batches``.
-        valid_batch_size: most rows a batch when validating.
-        test_batch_size: most rows a batch when testing.
-        num_proc: processes that prepare a hub download (tokenizers run on threads of their own).
-        streaming: read the hub's files over the network, once to check them and once more where the token cache
-            does not have them, instead of storing them; also leaves ``datasets_path`` alone.
-        force_preprocess: ignore and rewrite the token cache.
+        task_name: a built-in task, the id ``user/name`` of a dataset on the hub, or any name together with ``path``.
+        path: a file or folder of csv, tsv, json, jsonl or parquet, read instead of the hub.
+        text_columns: one or two columns with texts. Built-in tasks have a default.
+        label_column: a column of integers 0..C-1 or of strings. Built-in tasks have a default.
+        max_length: texts, or pairs of texts, are truncated to this number of tokens.
+        protocol: clean, or paper for a comparison with the reference.
+        datasets_path: folder of a ``DatasetDict`` that ``save_to_disk`` wrote, used without ``path``. If it does not
+            exist, the download from the hub is saved there.
+        preprocessed_datasets_path: folder of the token cache. With None the tokens are in temporary files, which the
+            end of the process removes.
+        train_batch_size: rows of a real batch in training.
+        valid_batch_size: the most rows of a batch in validation.
+        test_batch_size: the most rows of a batch in testing.
+        num_proc: processes that prepare a download from the hub. Tokenizers use threads of their own.
+        streaming: read a dataset of the hub over the network without storing it, once to check it and, unless the
+            token cache holds it, once to tokenise it. ``datasets_path`` is not written.
+        force_preprocess: ignore the token cache and write it anew.
 
     """
 
@@ -70,15 +59,36 @@ class DataConfig:
     streaming: bool = False
     force_preprocess: bool = False
 
+    def check(self) -> None:
+        """Raises ValueError for an unknown task or a value out of range."""
+        if self.task_name not in TASKS and "/" not in self.task_name and self.path is None:
+            raise ValueError(
+                f"unknown task {self.task_name!r}; known tasks: {', '.join(TASKS)} "
+                "(or a hub id 'user/name', or data.path=)"
+            )
+        minima = {"max_length": 3, "train_batch_size": 1, "valid_batch_size": 1, "test_batch_size": 1, "num_proc": 1}
+        for key, minimum in minima.items():
+            if getattr(self, key) < minimum:
+                raise ValueError(f"data.{key} must be at least {minimum}, got {getattr(self, key)}")
+
 
 @dataclass(frozen=True)
 class BuiltIn:
-    """What a built-in task knows about its data."""
+    """The facts about the data of a built-in task.
+
+    Attributes:
+        text_columns: one or two columns with texts.
+        class_names: by class index; empty if the label column holds the names.
+        hub: the arguments of ``datasets.load_dataset``; empty for a task that is read from local files only.
+        test_hidden: whether the test split has no labels, as in GLUE. The validation split is the test split then.
+        metric_names: the metrics of the task.
+
+    """
 
     text_columns: tuple[str, ...]
-    class_names: tuple[str, ...] = ()  # empty: the label column holds the names
-    hub: tuple[str, ...] = ()  # arguments of datasets.load_dataset; empty: local files only
-    test_hidden: bool = False  # GLUE keeps the labels of the test split: validation is reported
+    class_names: tuple[str, ...] = ()
+    hub: tuple[str, ...] = ()
+    test_hidden: bool = False
     metric_names: tuple[str, ...] = ("accuracy",)
 
 
@@ -100,14 +110,14 @@ class TextTask:
     """Labelled texts in three splits.
 
     Attributes:
-        name: the task's name.
+        name: the name of the task.
         class_names: C names, by class index.
-        text_columns: one or two columns of texts.
-        protocol: which protocol made the splits.
-        splits: "train", "validation", "test" (the reported rows).
-        sources: which rows of which official split each split holds, in words.
-        fingerprint: sha256 over texts, labels and class names and over which rows each split holds, in hexadecimal.
-        metric_names: the metrics the task reports.
+        text_columns: one or two columns with texts.
+        protocol: the protocol that the splits follow.
+        splits: "train", "validation" and "test", the split that scores are reported on.
+        sources: for each split, in words, which rows of the source it holds.
+        fingerprint: SHA-256, in hexadecimal, of the texts, labels and class names, and of the rows of each split.
+        metric_names: the metrics of the task.
 
     """
 
@@ -126,99 +136,73 @@ class TextTask:
         return len(self.class_names)
 
     def chunks(self) -> Iterator[tuple[str, pa.Table]]:
-        """All texts in one pass over every official split: a split's name, and the next of its rows, stripped.
+        """Yields all texts in one pass over the source.
+
+        Yields:
+            The name of a split, and the text columns of its next rows, stripped of white space.
 
         Raises:
-            ValueError: the source changed since the task was loaded.
+            ValueError: the source has changed since the task was loaded.
 
         """
-        for official in {split.source: None for split in self.splits.values()}:
+        for source in {split.source: None for split in self.splits.values()}:
             start = 0
-            for chunk in official.chunks():
+            for chunk in source.chunks():
                 stop = start + len(chunk)
                 for name, split in self.splits.items():
-                    if split.source is official and split.chosen[start:stop].any():
+                    if split.source is source and split.chosen[start:stop].any():
                         yield name, chunk.filter(pa.array(split.chosen[start:stop]))
                 start = stop
 
 
 def load_task(config: DataConfig, seed: int) -> TextTask:
-    """Read the data of a task and split them by protocol.
-
-    ``clean``: "test", the reported split, is the official test split where it is labelled, else the official
-    validation split; "validation" is a tenth of train, at most 1,000 rows, stratified, drawn by ``seed``.
-    Data with a train split only are cut 80/10/10 likewise. An official validation split is never selected on.
-    ``paper``, the reference's: "validation" and "test" are both the official validation split (or the
-    official test split where there is no other), "train" is all of train.
+    """Reads the data of a task, checks every row, and splits them by the protocol; see ``Protocol``.
 
     Args:
-        config: the data keys.
-        seed: the run's seed (``base.seed``).
+        config: the configuration of the data.
+        seed: the seed of the run (``base.seed``).
 
     Raises:
-        FileNotFoundError: nothing at ``data.path``, or a hub dataset that cannot be fetched.
-        ValueError: an unknown task, a missing column, or texts, labels or splits that cannot be used.
+        FileNotFoundError: there is nothing at ``data.path``, or the dataset cannot be fetched from the hub.
+        ValueError: the task is unknown, a column is missing, or texts, labels or splits cannot be used.
 
     """
-    if config.task_name not in TASKS and "/" not in config.task_name and config.path is None:
-        raise ValueError(
-            f"unknown task {config.task_name!r}; known tasks: {', '.join(TASKS)} "
-            "(or a hub id 'user/name', or data.path=)"
-        )
-    least_values = {"max_length": 3, "train_batch_size": 1, "valid_batch_size": 1, "test_batch_size": 1}
-    for key, least in (least_values | {"num_proc": 1}).items():
-        if getattr(config, key) < least:
-            raise ValueError(f"data.{key} must be at least {least}, got {getattr(config, key)}")
+    config.check()
     built_in = TASKS.get(config.task_name)
     columns = _columns(config, built_in)
-    official = _read(config, columns)
-    reported = _reported_split(config, official, built_in)
-    class_names, values = _classes(official["train"], built_in)
-
-    def whole(split: SourceSplit) -> TextSplit:
-        labels = split.class_indices(values)
-        split.check_texts()
-        return TextSplit(split, np.ones(len(labels), dtype=bool), labels)
-
-    train, name = whole(official["train"]), official["train"].name
-    random, tenth = generator(seed, "split"), len(train) // 10
-    if reported is None:
-        test, train = _hold_out(train, tenth, random)
-        validation, train = _hold_out(train, tenth, random)
-        sources = [f"{name} (rest)", f"{len(validation):,} of {name}", f"{len(test):,} of {name}"]
-    elif config.protocol == Protocol.paper:
-        validation = test = whole(reported)
-        sources = [name, reported.name, reported.name]
-    else:
-        test = whole(reported)
-        validation, train = _hold_out(train, min(tenth, VALIDATION_ROWS), random)
-        sources = [f"{name} (rest)", f"{len(validation):,} of {name}", reported.name]
-
-    splits = {"train": train, "validation": validation, "test": test}
-    content: list[object] = [class_names, columns.texts]
-    for (split, rows), source in zip(splits.items(), sources, strict=True):
-        counts = np.bincount(rows.labels, minlength=len(class_names))
+    source_splits = _read(config, columns)
+    test_source = _test_source(config, source_splits, built_in)
+    class_names, class_labels = _classes(source_splits["train"], built_in)
+    splits, sources = cut_splits(source_splits["train"], test_source, class_labels, config.protocol, seed)
+    for name, split in splits.items():
+        counts = np.bincount(split.labels, minlength=len(class_names))
         if not counts.all():
             raise ValueError(
-                f"data: class {class_names[counts.argmin()]!r} has no row in the {split} split ({source}); "
+                f"data: class {class_names[counts.argmin()]!r} has no row in the {name} split ({sources[name]}); "
                 "every split needs every class: add rows, or leave the class out"
             )
-        content += [rows.source.digests, *(hashlib.sha256(a.data).hexdigest() for a in (rows.chosen, rows.labels))]
-
     return TextTask(
         name=config.task_name,
         class_names=class_names,
         text_columns=columns.texts,
         protocol=Protocol(config.protocol),
         splits=splits,
-        sources=dict(zip(splits, sources, strict=True)),
-        fingerprint=hashlib.sha256(json.dumps(content).encode()).hexdigest(),
+        sources=sources,
+        fingerprint=_fingerprint(class_names, columns, splits),
         metric_names=built_in.metric_names if built_in else ("accuracy",),
     )
 
 
+def _fingerprint(class_names: tuple[str, ...], columns: Columns, splits: Mapping[str, TextSplit]) -> str:
+    content: list[object] = [class_names, columns.texts]
+    for split in splits.values():
+        arrays = (split.chosen, split.labels)
+        content += [split.source.digests, *(hashlib.sha256(array.data).hexdigest() for array in arrays)]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
 def _columns(config: DataConfig, built_in: BuiltIn | None) -> Columns:
-    """Text columns and label column: the given ones, else the built-in task's."""
+    """The columns of the configuration; those of the built-in task are the default."""
     text_columns: Sequence[str] | None = config.text_columns
     label_column = config.label_column
     if built_in:
@@ -239,74 +223,79 @@ def _columns(config: DataConfig, built_in: BuiltIn | None) -> Columns:
 
 
 def _read(config: DataConfig, columns: Columns) -> dict[str, SourceSplit]:
-    """The official splits by our names: train, validation, test."""
+    """The splits of the source, called "train", "validation" and "test" as far as they exist."""
     saved = config.datasets_path is not None and Path(config.datasets_path).exists()
     if config.streaming and (config.path is not None or saved):
         reason = "data.path" if config.path is not None else f"data.datasets_path={config.datasets_path}"
-        logger.warning("data.streaming=true has no effect: %s is there, and is read chunk by chunk anyway", reason)
+        logger.warning("data.streaming=true has no effect: %s is read from disk, in chunks in any case", reason)
     if config.path is not None:
         origin = f"data.path={config.path}"
-        found = read_files(Path(config.path), columns)
+        splits = read_files(Path(config.path), columns)
     elif config.datasets_path is not None and saved:
         origin = f"data.datasets_path={config.datasets_path}"
-        found = read_saved(config.datasets_path, columns)
+        splits = read_saved(config.datasets_path, columns)
     else:
         origin = f"data.task_name={config.task_name}"
-        built_in = TASKS.get(config.task_name)
-        arguments = built_in.hub if built_in else (config.task_name,)
-        if not arguments:
-            raise FileNotFoundError(
-                f"task {config.task_name!r} is read from local files: make them with "
-                f"`python examples/vader.py --output DIR`, then give data.path=DIR/{config.task_name}"
-            )
-        if config.streaming:
-            if config.num_proc > 1:
-                raise ValueError(
-                    f"data.num_proc must be 1 with data.streaming=true, which prepares no download, got "
-                    f"{config.num_proc}; leave one of them out"
-                )
-            found = stream_hub(config.task_name, arguments, columns)
-        else:
-            found = read_hub(config.task_name, arguments, columns, config.num_proc, config.datasets_path)
+        splits = _read_hub(config, columns)
 
-    official: dict[str, SourceSplit] = {}
-    for name in filter(SPLIT_NAMES.__contains__, found):
-        ours = SPLIT_NAMES[name]
-        if ours in official:
-            raise ValueError(f"{origin} must hold one {ours} split, got {official[ours].name} and {name}; remove one")
-        official[ours] = found[name]
-    if "train" not in official:
+    renamed: dict[str, SourceSplit] = {}
+    for source_name in filter(SPLIT_NAMES.__contains__, splits):
+        name = SPLIT_NAMES[source_name]
+        if name in renamed:
+            raise ValueError(
+                f"{origin} must hold one {name} split, got {renamed[name].name} and {source_name}; remove one"
+            )
+        renamed[name] = splits[source_name]
+    if "train" not in renamed:
         raise ValueError(
-            f"{origin} must hold a split called train (such as train.csv), got {', '.join(found) or 'none'}"
+            f"{origin} must hold a split called train (such as train.csv), got {', '.join(splits) or 'none'}"
         )
-    return official
+    return renamed
+
+
+def _read_hub(config: DataConfig, columns: Columns) -> dict[str, SourceSplit]:
+    built_in = TASKS.get(config.task_name)
+    arguments = built_in.hub if built_in else (config.task_name,)
+    if not arguments:
+        raise FileNotFoundError(
+            f"task {config.task_name!r} is read from local files: make them with "
+            f"`python examples/vader.py --output DIR`, then give data.path=DIR/{config.task_name}"
+        )
+    if not config.streaming:
+        return read_hub(config.task_name, arguments, columns, config.num_proc, config.datasets_path)
+    if config.num_proc > 1:
+        raise ValueError(
+            f"data.num_proc must be 1 with data.streaming=true, which prepares no download, got "
+            f"{config.num_proc}; leave one of them out"
+        )
+    return stream_hub(config.task_name, arguments, columns)
 
 
 def _classes(train: SourceSplit, built_in: BuiltIn | None) -> tuple[tuple[str, ...], list[str]]:
-    """Class names, and the labels that stand for them written as strings, both by class index."""
-    present = sorted(train.labels()[0])
+    """The class names, and the labels of the classes written as strings, both by class index."""
+    labels = sorted(train.labels()[0])
     key = f"data.label_column: {train.columns.label!r}"
-    if len(present) < 2:
-        raise ValueError(f"{key} must hold two or more classes, got {present[0]!r} only; add rows of another")
-    if isinstance(present[0], str):
-        if "" in present:
+    if len(labels) < 2:
+        raise ValueError(f"{key} must hold two or more classes, got {labels[0]!r} only; add rows of another")
+    if isinstance(labels[0], str):
+        if "" in labels:
             raise ValueError(f"{key} must not hold empty strings; fill or remove these rows")
-        return tuple(present), present
-    # The hub's datasets know the names of integer labels.
-    names = train.class_names or (built_in and built_in.class_names) or [str(index) for index in range(len(present))]
-    if present[-1] >= len(names):
+        return tuple(labels), labels
+    # Datasets of the hub may state the names of integer labels.
+    names = train.class_names or (built_in and built_in.class_names) or [str(index) for index in range(len(labels))]
+    if labels[-1] >= len(names):
         raise ValueError(
             f"{key} must hold the integers 0 to {len(names) - 1}, one a class, got "
-            f"{', '.join(map(str, present[:20]))}; renumber the labels, or write them as strings"
+            f"{', '.join(map(str, labels[:20]))}; renumber the labels, or write them as strings"
         )
     return tuple(names), [str(index) for index in range(len(names))]
 
 
-def _reported_split(
-    config: DataConfig, official: dict[str, SourceSplit], built_in: BuiltIn | None
+def _test_source(
+    config: DataConfig, source_splits: Mapping[str, SourceSplit], built_in: BuiltIn | None
 ) -> SourceSplit | None:
-    """The official split whose rows are reported, or None where train must be cut in three."""
-    if set(official) == {"train"}:
+    """The split of the source that becomes the test split; None if there is a train split only."""
+    if set(source_splits) == {"train"}:
         if config.protocol == Protocol.paper:
             raise ValueError(
                 "data.protocol=paper needs an official validation or test split, got a train split only; "
@@ -316,32 +305,11 @@ def _reported_split(
     order = ["test", "validation"] if config.protocol == Protocol.clean else ["validation", "test"]
     if built_in and built_in.test_hidden:
         order = ["validation"]
-    candidates = [official[split] for split in order if split in official]
+    candidates = [source_splits[name] for name in order if name in source_splits]
     if not candidates:
         raise ValueError(
-            f"task {config.task_name!r} reports its validation split, got {', '.join(official)} only; "
-            "add the validation split"
+            f"task {config.task_name!r} needs a validation split, because the labels of its test split are hidden, "
+            f"got {', '.join(source_splits)} only; add the validation split"
         )
-
-    # Where none is labelled, the first is refused with the reason when its labels are read.
+    # If no candidate has labels, reading the labels of the first raises an error that says why.
     return next((split for split in candidates if split.labelled), candidates[0])
-
-
-def _hold_out(split: TextSplit, rows: int, random: torch.Generator) -> tuple[TextSplit, TextSplit]:
-    """``rows`` rows drawn in proportion to the classes, at least one of each, and the rest, both in order."""
-    labels = split.labels
-    counts = np.bincount(labels)
-    share = counts * rows / len(labels)
-    quota = np.floor(share).astype(int)
-    quota[np.argsort(quota - share, kind="stable")[: rows - quota.sum()]] += 1  # largest remainders
-    held_out = np.zeros(len(labels), dtype=bool)
-    for label, count in enumerate(counts):
-        drawn = torch.randperm(int(count), generator=random).numpy()[: max(quota[label], 1)]
-        held_out[np.flatnonzero(labels == label)[drawn]] = True
-
-    def part(mask: np.ndarray) -> TextSplit:
-        chosen = split.chosen.copy()
-        chosen[split.chosen] = mask
-        return TextSplit(split.source, chosen, labels[mask])
-
-    return part(held_out), part(~held_out)
