@@ -1,4 +1,4 @@
-"""Tokens: the tokenizer's, whatever the chunks; the cache."""
+"""Tokens: those of the tokenizer, however the rows are cut into chunks; and the cache."""
 
 import logging
 import shutil
@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from tests.support.tables import WORDS, own, rows, save, texts_of
-from textdistill.data import source as official
+from textdistill.data import source
 from textdistill.data import tokens as tokens_module
 from textdistill.data.task import DataConfig, load_task
 from textdistill.data.tokens import tokenize
@@ -75,7 +75,7 @@ def test_batches_without_token_types_where_the_model_takes_none(tmp_path):
 def test_nothing_depends_on_how_rows_are_cut_into_chunks(tmp_path, tokenizer, monkeypatch):
     config = own(save(tmp_path, train=rows(60), test=rows(20, start=60)))
     whole = load_task(config, 0)
-    monkeypatch.setattr(official, "CHUNK_ROWS", 7)
+    monkeypatch.setattr(source, "CHUNK_ROWS", 7)
     cut = load_task(config, 0)
     assert cut.fingerprint == whole.fingerprint
     assert max(len(chunk) for _, chunk in cut.chunks()) <= 7
@@ -93,11 +93,11 @@ def test_max_length_fits_the_tokenizer(tmp_path):
         tokenize(task, make_tokenizer(model_max_length=16), DataConfig(max_length=17))
 
 
-def test_cache_gives_the_same_tokens_without_the_tokenizer(tmp_path, monkeypatch):
+def test_cache_gives_the_same_tokens_without_the_texts(tmp_path):
     task = load_task(own(save(tmp_path / "data", train=rows(60))), 0)
     config = DataConfig(preprocessed_datasets_path=str(tmp_path / "cache"))
     first = tokenize(task, make_tokenizer(), config)
-    monkeypatch.setattr(tokens_module, "_write", None)
+    shutil.rmtree(tmp_path / "data")  # without the texts nothing can be tokenised again
     # Truncation and padding of an earlier call stay set in a tokenizer; they must not make it another one.
     used = make_tokenizer()
     used(["alpha"], truncation=True, max_length=5, padding="max_length")

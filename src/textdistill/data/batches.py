@@ -1,6 +1,6 @@
-"""Which rows make a batch: random epochs and sorted passes, in batches of texts of similar length.
+"""Which rows form a batch: shuffled epochs for training and one sorted pass for scoring.
 
-Padding costs as much as text does.
+A batch holds texts of similar length, because a padding token costs as much time as a token of text.
 """
 
 from __future__ import annotations
@@ -13,36 +13,40 @@ import torch
 from textdistill.core.seeding import generator
 from textdistill.data.tokens import TokenizedSplit
 
-POOL_BATCHES = 100  # batches grouped by length together: more means less padding and a less random epoch
-MAX_PADDING = 0.1  # of the tokens of a pool, where its batches also keep the shares of the classes
-# Evaluation batches hold at most batch_size * 64 tokens: most texts of the built-in tasks are shorter and
-# fill their batches, and a batch of long texts needs no more memory than a full batch of those.
+# Batches of a pool, whose rows are grouped by length. A larger pool has less padding and makes an epoch less random.
+POOL_BATCHES = 100
+# A pool keeps the class shares in its batches if padding then stays below this share of its tokens.
+MAX_PADDING = 0.1
+# A scoring batch holds at most batch_size * 64 tokens. Texts of the built-in tasks are mostly shorter than 64 tokens
+# and fill their batches. Batches of longer texts need no more memory than a full batch of 64 tokens a row.
 TOKENS_PER_ROW = 64
 
 
 def steps_per_epoch(split: TokenizedSplit, batch_size: int) -> int:
-    """Batches that ``train_batches`` yields."""
+    """The number of batches that ``train_batches`` yields in an epoch."""
     return max(len(split) // batch_size, 1)
 
 
 def train_batches(
     split: TokenizedSplit, batch_size: int, seed: int, epoch: int, start: int = 0, stride: int = 1
 ) -> Iterator[dict[str, torch.Tensor]]:
-    """One epoch in random order, in batches of texts of similar length and with the pool's shares of the classes.
+    """Yields one epoch in random order, in batches of texts of similar length.
 
-    All rows are shuffled and cut into pools of 100 batches; the rows of each class in a pool are ranked by
-    length, the pool is sorted by rank relative to the class's size and cut into batches; the batches are
-    shuffled. Where that pads more than a tenth of the tokens, because the classes differ in length or are
-    many, the pool is sorted by length alone. The last, incomplete batch is dropped, as the reference does; a
-    split with fewer rows than ``batch_size`` is one batch.
+    All rows are shuffled and cut into pools of 100 batches. The rows of each class in a pool are ranked by length.
+    The pool is sorted by rank relative to the size of the class and cut into batches, which keep the class shares of
+    the pool. If more than a tenth of the tokens is padding then, the pool is sorted by length alone. This happens
+    where the classes differ in length, or are many. The order of the batches is random.
+
+    The last, incomplete batch is dropped, as in the reference. A split of fewer rows than ``batch_size`` is a
+    single batch.
 
     Args:
         split: the rows.
-        batch_size: B, rows a batch.
-        seed: the run's seed.
-        epoch: decides the order, together with ``seed``.
-        start: batches to leave out at the start of the epoch.
-        stride: of the rest, every how many-th to yield.
+        batch_size: B, the rows of a batch.
+        seed: the seed of the run.
+        epoch: the number of the epoch, from 0; decides the order together with ``seed``.
+        start: the number of batches to skip at the start of the epoch.
+        stride: after these, every ``stride``-th batch is yielded.
 
     """
     random = generator(seed, "order", epoch)
@@ -52,15 +56,15 @@ def train_batches(
     arranged: set[int] = set()
     for index in torch.randperm(steps, generator=random).tolist()[start::stride]:
         number = index // POOL_BATCHES
-        if number not in arranged:  # each when it is first needed: an epoch begins without going through all rows
+        if number not in arranged:  # arranged when first needed, so that an epoch starts without a pass over all rows
             members = rows[number * pool : (number + 1) * pool]
-            members[:] = _arranged(split, members, batch_size)
+            members[:] = _arrange(split, members, batch_size)
             arranged.add(number)
         yield split.batch(rows[index * batch_size : (index + 1) * batch_size])
 
 
-def _arranged(split: TokenizedSplit, members: np.ndarray, batch_size: int) -> np.ndarray:
-    """The rows of a pool in the order in which they are cut into batches."""
+def _arrange(split: TokenizedSplit, members: np.ndarray, batch_size: int) -> np.ndarray:
+    """Returns the rows of a pool in the order in which they are cut into batches."""
     order = members[np.argsort(_ranks_within_class(split, members), kind="stable")]
     if _padding(split, order, batch_size) > MAX_PADDING:
         order = members[np.argsort(split.lengths[members], kind="stable")]
@@ -68,7 +72,7 @@ def _arranged(split: TokenizedSplit, members: np.ndarray, batch_size: int) -> np
 
 
 def _ranks_within_class(split: TokenizedSplit, rows: np.ndarray) -> np.ndarray:
-    """Rank by length of each row among those of its class, from 0 to 1."""
+    """Returns the rank of each row by length among the rows of its class, from 0 to 1."""
     ranks = np.empty(len(rows))
     for label in np.unique(split.labels[rows]):
         (members,) = np.nonzero(split.labels[rows] == label)
@@ -78,7 +82,7 @@ def _ranks_within_class(split: TokenizedSplit, rows: np.ndarray) -> np.ndarray:
 
 
 def _padding(split: TokenizedSplit, rows: np.ndarray, batch_size: int) -> float:
-    """Share of padding among the tokens of rows cut into batches."""
+    """Returns the share of padding tokens if the rows are cut into batches in this order."""
     lengths = split.lengths[rows]
     starts = np.arange(0, len(rows), batch_size)
     sizes = np.diff(starts, append=len(rows))
@@ -88,17 +92,18 @@ def _padding(split: TokenizedSplit, rows: np.ndarray, batch_size: int) -> float:
 def sorted_batches(
     split: TokenizedSplit, batch_size: int, rows: np.ndarray | None = None
 ) -> Iterator[tuple[np.ndarray, dict[str, torch.Tensor]]]:
-    """Every row once, sorted by length, at most ``batch_size`` rows and ``batch_size * 64`` tokens a batch.
+    """Yields every row once, sorted by length, at most ``batch_size`` rows and ``batch_size * 64`` tokens a batch.
 
-    The longest come first, so that a batch too large for memory shows at once.
+    The longest rows come first, so that a batch that exceeds the memory fails at once.
 
     Args:
         split: the rows.
-        batch_size: most rows a batch; a text longer than all the tokens allowed is a batch of its own.
-        rows: (N,), the rows to take; None for all.
+        batch_size: the most rows of a batch. A text longer than all tokens of a batch is a batch of its own.
+        rows: indices of the rows to take, (N,); None for all.
 
     Yields:
-        Positions in ``rows`` (B,), which for all rows are their indices, and the batch.
+        The positions of the rows of the batch in ``rows``, (B,), which are the row indices if ``rows`` is None; and
+        the batch.
 
     """
     lengths = split.lengths if rows is None else split.lengths[rows]
@@ -106,21 +111,21 @@ def sorted_batches(
     start = 0
     while start < len(order):
         longest = int(lengths[order[start]])
-        places = order[start : start + min(batch_size, max(batch_size * TOKENS_PER_ROW // longest, 1))]
-        start += len(places)
-        yield places, split.batch(places if rows is None else rows[places])
+        positions = order[start : start + min(batch_size, max(batch_size * TOKENS_PER_ROW // longest, 1))]
+        start += len(positions)
+        yield positions, split.batch(positions if rows is None else rows[positions])
 
 
 def stratified_sample(labels: np.ndarray, per_class: int, generator: torch.Generator) -> np.ndarray:
-    """Rows drawn without replacement, ``per_class`` of every class.
+    """Draws ``per_class`` rows of every class without replacement.
 
     Args:
         labels: class indices 0..C-1, (N,).
-        per_class: rows of each class, at least 1.
-        generator: source of the draws.
+        per_class: the number of rows of each class, at least 1.
+        generator: the source of the draws.
 
     Returns:
-        Row indices, (per_class * C,); entry i is of class i % C.
+        Row indices, (per_class * C,). The row at position i has class i % C.
 
     Raises:
         ValueError: a class has fewer rows.
@@ -131,7 +136,8 @@ def stratified_sample(labels: np.ndarray, per_class: int, generator: torch.Gener
         if count < per_class:
             raise ValueError(
                 "distilled_data.data_per_label must be at most the training rows of every class, but"
-                f" class {label} has {count} rows, fewer than the {per_class} to be drawn of every class"
+                f" class {label} has {count} rows, fewer than the {per_class} to be drawn of every class;"
+                " lower it"
             )
         order = torch.randperm(int(count), generator=generator).numpy()[:per_class]
         drawn.append(np.flatnonzero(labels == label)[order])
