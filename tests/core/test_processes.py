@@ -35,6 +35,7 @@ from textdistill.distilled.spec import (
 from textdistill.method import learner
 from textdistill.method.attention import AttentionLabelType
 from textdistill.method.learner import Learner, ModelConfig
+from textdistill.method.pretrained import Pretrained
 from textdistill.runs.folder import RunFolder
 from textdistill.training.config import TrainConfig
 from textdistill.training.outer_step import OuterStep
@@ -74,14 +75,14 @@ def arguments(root: Path, model: Path, data: Path, name: str, *more: str) -> lis
 @contextmanager
 def float64() -> Iterator[None]:
     """A block in which encoders are loaded in float64."""
-    located = learner._from_pretrained
+    load = learner.load_pretrained
 
-    def double(*given: Any) -> Any:
-        model, info = located(*given)
-        return model.double(), info
+    def load_double(*arguments: Any) -> Pretrained:
+        pretrained = load(*arguments)
+        return pretrained._replace(model=pretrained.model.double())
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(learner, "_from_pretrained", double)
+        patch.setattr(learner, "load_pretrained", load_double)
         yield
 
 

@@ -37,7 +37,7 @@ from textdistill.cli.help import VERB_HELP
 from textdistill.cli.main import main
 from textdistill.config import RunConfig, compose
 from textdistill.distilled.dataset import DistilledDataset
-from textdistill.method import learner as learner_module
+from textdistill.method.pretrained import locate_weights
 from textdistill.runs.metrics import flatten
 
 ROOT = Path(__file__).parents[2]
@@ -233,7 +233,7 @@ def template(save_model: SaveModel, tmp_path_factory: pytest.TempPathFactory) ->
     saved.save_to_disk(folder / "data" / "sst2" / "datasets")
     own = ["data.task_name=reviews", "data.path=PATH", "data.text_columns=[text]", "data.label_column=label"]
     with contextlib.chdir(folder):
-        learner_module._locate.cache_clear()
+        locate_weights.cache_clear()
         textdistill.distill(compose(*own, "distilled_data.attention_label_type=cls", "base.save_dir=RUN_DIR", *BUDGET))
     for name in ("DISTILLED_DIR", "examples/distilled/ag_news-minilm-l6"):
         shutil.copytree(folder / "RUN_DIR" / "distilled", folder / name)
@@ -248,9 +248,9 @@ def workplace(template: Path, tmp_path: Path, process_state: None, monkeypatch: 
     folder = shutil.copytree(template, tmp_path / "workplace")
     monkeypatch.chdir(folder)
     # By name of the model: another folder's bert-base-uncased is another one.
-    learner_module._locate.cache_clear()
+    locate_weights.cache_clear()
     yield folder
-    learner_module._locate.cache_clear()
+    locate_weights.cache_clear()
 
 
 def recorded(before: str, script: str) -> list[list[str]]:

