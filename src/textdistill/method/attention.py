@@ -1,13 +1,13 @@
-"""The attention kernel registered with transformers: fused, plus only the rows that are supervised.
+"""An attention kernel for transformers that is fused and yet records the supervised attention rows.
 
-transformers looks up the function that computes attention by name. Ours, ``KERNEL``, does what the innermost
-``recording`` block asks for:
+transformers looks up the function that computes attention by name. Ours is registered as ``KERNEL``. The innermost
+``recording`` block decides how it computes:
 
-* first-order work: torch's fused attention, which never forms the (L, L) matrix; if row 0 is supervised, that
-  one row is computed beside it;
-* ``exact``, or every row: the plain formula, which keeps the matrix and has derivatives of every order (CPU
-  fused attention has neither a second derivative nor a forward-mode one);
-* short texts in bfloat16 on a CPU: the plain formula, for speed.
+* By default it uses the fused attention of torch, which never forms the (L, L) matrix. If row 0 is supervised, that
+  row is computed in addition.
+* With ``exact``, or if every row is supervised, it uses the plain formula, which forms the matrix. The plain formula
+  has derivatives of every order. Fused attention on a CPU has no second and no forward-mode derivative.
+* For short texts in bfloat16 on a CPU it uses the plain formula, because it is faster there.
 """
 
 from __future__ import annotations
@@ -27,28 +27,34 @@ from transformers.masking_utils import sdpa_mask
 
 KERNEL = "textdistill"
 
-# Up to this many positions the plain formula is faster than the CPU's fused attention in bfloat16, whose backward pass
-# takes longer than that in float32 (docs/decisions.md).
+# Up to this many positions the plain formula is faster on a CPU than fused attention in bfloat16
+# (docs/decisions.md).
 PLAIN_BF16_POSITIONS = 128
 
 
 class AttentionLabelType(StrEnum):
-    """Which query rows of the learner's attention are supervised."""
+    """The supervised query rows of the attention of the learner: none, row 0 (cls) or all."""
 
     none = "none"
     cls = "cls"
     all = "all"
 
     def rows(self, length: int) -> int:
-        """Q, the number of supervised query rows among ``length``."""
+        """Returns Q, the number of supervised query rows of a sequence of ``length`` positions."""
         return {"none": 0, "cls": 1, "all": length}[self.value]
 
 
 @dataclass
 class Recording:
-    """What one forward pass should keep, and what it kept: an entry a layer, in the order of the layers.
+    """The rows that a forward pass should record, and its records: one entry for each layer, in order.
 
-    ``log_rows`` are logarithms of attention, (B, H, Q, L), before dropout.
+    Attributes:
+        label_type: the rows to record.
+        exact: whether the attention must have derivatives of every order.
+        log_rows: the logarithm of the attention of these rows before dropout, (B, H, Q, L).
+        masks: the attention masks.
+        calls: the number of layers that have called the kernel.
+
     """
 
     label_type: AttentionLabelType
@@ -63,7 +69,7 @@ _recording: ContextVar[Recording | None] = ContextVar("recording", default=None)
 
 @contextmanager
 def recording(label_type: AttentionLabelType, exact: bool) -> Iterator[Recording]:
-    """Inside the block, attention layers that use ``KERNEL`` record into the yielded object."""
+    """Yields an object into which attention layers with ``KERNEL`` record inside the block."""
     token = _recording.set(record := Recording(label_type, exact))
     try:
         yield record
@@ -81,19 +87,19 @@ def attention_kernel(
     scaling: float | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attention with the signature that transformers expects.
+    """Computes attention, with the signature that transformers expects.
 
     Args:
-        module: the attention layer (unused).
-        query: (B, H, L, D/H), like ``key`` and ``value``.
-        key: see query.
-        value: see query.
-        attention_mask: boolean, broadcastable to (B, H, L, L), True where a key may be attended to; None for all.
-        dropout: probability of dropping an attention weight; transformers passes 0 outside training.
-        scaling: factor on the scores; None for ``(D/H) ** -0.5``.
+        module: the attention layer; not used.
+        query: (B, H, L, D/H).
+        key: of the same shape.
+        value: of the same shape.
+        attention_mask: boolean, broadcastable to (B, H, L, L), True for keys that may be attended to; None for all.
+        dropout: the probability of dropping an attention weight. transformers passes 0 outside training.
+        scaling: the factor of the scores; None for ``(D/H) ** -0.5``.
 
     Returns:
-        The output (B, L, H, D/H), and None: the rows go to the recording, not through transformers.
+        The output, (B, L, H, D/H), and None in place of the attention, which goes to the recording.
 
     """
     record = _recording.get() or Recording(AttentionLabelType.none, exact=False)
@@ -117,7 +123,7 @@ def attention_kernel(
 
 
 def _log_rows(query: Tensor, key: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    # The logarithm, since the second derivative of log(softmax) overflows float32 where attention is below 1e-19.
+    # log(softmax(x)) would not do: its second derivative overflows float32 where attention is below 1e-19.
     scores = torch.matmul(query, key.transpose(2, 3)) * scale
     if mask is not None:
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)

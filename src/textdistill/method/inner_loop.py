@@ -1,6 +1,6 @@
 """The inner loop: gradient steps of a learner on a few samples.
 
-Distillation, evaluation, baselines and ``finetune`` all train a learner through ``inner_step``.
+Distillation, evaluation, coreset baselines and ``finetune`` all train a learner through ``inner_step``.
 """
 
 from __future__ import annotations
@@ -19,17 +19,16 @@ from textdistill.method.losses import attention_loss, task_loss
 
 @dataclass(frozen=True)
 class InnerBatch:
-    """What one inner step reads.
+    """The samples and learning rate of one inner step.
 
     Attributes:
-        inputs_embeds: input embeddings (B, L, D).
-        labels: weights of the classes (B, C), or class indices (B,).
-        attention_labels: target attention (B, Y, H, Q, L), probabilities over the last dimension times the weight of
-            their row; or None.
-        lr: the step's learning rate: a scalar, or one for each parameter that the inner loss depends on (P,), in the
-            order of the parameters.
-        context: further inputs of the learner that are not learned (``attention_mask``, ``token_type_ids``).
-        dropout_seed: seed of the step's dropout masks; every evaluation of one inner step replays it.
+        inputs_embeds: input embeddings, (B, L, D).
+        labels: class weights, (B, C), or class indices, (B,).
+        attention_labels: target attention, (B, Y, H, Q, L), or None. Each row holds probabilities times its weight.
+        lr: the learning rate: a scalar, or one for each parameter that the inner loss depends on, (P,), in the order
+            of the parameters.
+        context: inputs of the learner that are not learned: ``attention_mask`` and ``token_type_ids``.
+        dropout_seed: the seed of the dropout masks. Every evaluation of the loss of this step uses the same masks.
 
     """
 
@@ -42,16 +41,16 @@ class InnerBatch:
 
     @property
     def learned(self) -> dict[str, Tensor]:
-        """The tensors that the inner gradient depends on and that can be learned: x, y and a (not lr)."""
-        parts = {
+        """The learnable tensors that the inner gradient depends on, by attribute; ``lr`` is not among them."""
+        tensors = {
             "inputs_embeds": self.inputs_embeds,
             "labels": self.labels,
             "attention_labels": self.attention_labels,
         }
-        return {name: part for name, part in parts.items() if part is not None}
+        return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
     def replace(self, tensors: Mapping[str, Tensor]) -> InnerBatch:
-        """The same batch with other tensors, named as in ``learned``; ``lr`` may be among them."""
+        """Returns the batch with other tensors, named as in ``learned``; ``lr`` may be among them."""
         return InnerBatch(
             tensors["inputs_embeds"],
             tensors["labels"],
@@ -62,6 +61,7 @@ class InnerBatch:
         )
 
 
+# A scalar loss with a graph, as a function of the parameters and the batch of an inner step.
 InnerLoss = Callable[[Params, InnerBatch], Tensor]
 
 
@@ -72,14 +72,14 @@ def make_inner_loss(
     exact: bool = False,
     precision: Precision = FLOAT32,
 ) -> InnerLoss:
-    """``task_loss + attention_loss_lambda * attention_loss`` as a function of (params, batch).
+    """Returns ``task_loss + attention_loss_lambda * attention_loss`` as a function of parameters and batch.
 
     Args:
         learner: the classifier.
-        label_type: which attention rows the batches label; with ``none`` the second term is absent.
-        attention_loss_lambda: weight of the second term, at least 0.
-        exact: use attention that has derivatives of every order (``forward`` and ``reverse`` estimators).
-        precision: of the forward pass. TF32 is the caller's to set, since it concerns the backward pass as well.
+        label_type: the attention rows that the batches label. With ``none`` the second term is absent.
+        attention_loss_lambda: the weight of the second term, at least 0.
+        exact: use attention that has derivatives of every order, which ``forward`` and ``reverse`` need.
+        precision: its autocast is applied. The caller sets TF32, because it concerns the backward pass as well.
 
     """
 
@@ -98,23 +98,23 @@ def make_inner_loss(
 
 
 def gradient(loss: Tensor, tensors: Mapping[str, Tensor], create_graph: bool = False) -> dict[str, Tensor]:
-    """Gradient of ``loss`` by name; tensors that the loss does not depend on have no entry."""
+    """Returns the gradient of ``loss`` by name. A tensor that the loss does not depend on has no entry."""
     grads = torch.autograd.grad(loss, list(tensors.values()), create_graph=create_graph, allow_unused=True)
     return {name: grad for name, grad in zip(tensors, grads, strict=True) if grad is not None}
 
 
 def leaves(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same values, cut from their graph and ready for a gradient. Nothing is copied."""
+    """Returns the same values without their graph, ready for a gradient. Nothing is copied."""
     return {name: tensor.detach().requires_grad_() for name, tensor in tensors.items()}
 
 
 def descend(params: Params, grads: Mapping[str, Tensor], lr: Tensor) -> Params:
-    """``params - lr * grads`` as new tensors; a parameter without a gradient passes unchanged.
+    """Returns ``params - lr * grads`` as new tensors. A parameter without a gradient is returned unchanged.
 
     Args:
-        params: by name.
-        grads: of some of them.
-        lr: a scalar, or one for each of ``grads`` (P,), in their order.
+        params: parameters by name.
+        grads: gradients with respect to some of the parameters.
+        lr: a scalar, or one learning rate for each gradient, (P,), in the order of ``grads``.
 
     """
     rates = dict(zip(grads, lr.expand(len(grads)), strict=True))
@@ -122,14 +122,14 @@ def descend(params: Params, grads: Mapping[str, Tensor], lr: Tensor) -> Params:
 
 
 def inner_step(inner_loss: InnerLoss, params: Params, batch: InnerBatch, create_graph: bool = False) -> Params:
-    """One gradient step: ``params - lr * grad_params inner_loss(params, batch)`` (docs/method.md).
+    """Makes one gradient step: ``params - lr * grad_params inner_loss(params, batch)``.
 
     Args:
         inner_loss: as ``make_inner_loss`` builds it.
-        params: the learner's parameters; not written to.
-        batch: the step's samples and learning rate.
-        create_graph: keep the graph from ``params`` and ``batch`` to the result (they must require gradients);
-            without it the result stands alone.
+        params: the parameters of the learner; not written to.
+        batch: the samples and the learning rate of the step.
+        create_graph: keep the graph from ``params`` and ``batch``, which must require gradients, to the result.
+            Otherwise the result has no graph.
 
     Returns:
         The updated parameters.
@@ -144,7 +144,7 @@ def inner_step(inner_loss: InnerLoss, params: Params, batch: InnerBatch, create_
 
 
 def fine_tune(inner_loss: InnerLoss, params: Params, batches: Iterable[InnerBatch]) -> Params:
-    """One inner step a batch, in order; the result has no graph."""
+    """Makes one inner step on each batch, in order. The result has no graph."""
     for batch in batches:
         params = inner_step(inner_loss, params, batch)
     return params
