@@ -15,18 +15,14 @@ from textdistill.core.seeding import generator, stream_seed
 from textdistill.data.batches import stratified_sample
 from textdistill.data.tokens import TokenizedSplit
 from textdistill.distilled.spec import LearnerTrainConfig
-from textdistill.evaluation import baselines
+from textdistill.evaluation import baselines, coresets
 from textdistill.evaluation.baselines import (
-    DRAWS,
     INNER_LRS,
-    Baseline,
-    coresets,
-    full_data,
-    herding,
-    inner_loop,
-    k_centers,
-    ordinary,
+    full_data_learners,
+    inner_loop_learners,
+    ordinary_learners,
 )
+from textdistill.evaluation.coresets import DRAWS, Coreset, choose_coresets, herding, k_centers
 from textdistill.evaluation.scoring import score
 from textdistill.method.learner import Learner, Params
 from textdistill.method.losses import task_loss
@@ -54,31 +50,33 @@ def script(monkeypatch: pytest.MonkeyPatch, losses: list[float]) -> list[Params]
 
 # --- Choosing rows
 
-CORESETS = [Baseline.random, Baseline.k_centers, Baseline.herding]
+CORESETS = [Coreset.random, Coreset.k_centers, Coreset.herding]
 
 
 @pytest.mark.parametrize("kind", CORESETS)
-def test_coresets(kind: Baseline, tiny_learner: Learner, toy_split: TokenizedSplit) -> None:
-    found = coresets(kind, tiny_learner, toy_split, 3, 4, seed=1)
+def test_coresets(kind: Coreset, tiny_learner: Learner, toy_split: TokenizedSplit) -> None:
+    found = choose_coresets(kind, tiny_learner, toy_split, 3, 4, seed=1)
     assert len(found) == DRAWS == 5
     for rows in found:
         assert [toy_split.labels[row] for row in rows] == [0, 1, 2] * 3
         assert len(set(rows.tolist())) == 9
-    assert all((a == b).all() for a, b in zip(found, coresets(kind, tiny_learner, toy_split, 3, 7, 1), strict=True))
+    assert all(
+        (a == b).all() for a, b in zip(found, choose_coresets(kind, tiny_learner, toy_split, 3, 7, 1), strict=True)
+    )
 
 
-@pytest.mark.parametrize("kind", [Baseline.k_centers, Baseline.herding])
+@pytest.mark.parametrize("kind", [Coreset.k_centers, Coreset.herding])
 def test_draws_choose_among_other_candidates(
-    kind: Baseline, tiny_learner: Learner, toy_split: TokenizedSplit, monkeypatch: pytest.MonkeyPatch
+    kind: Coreset, tiny_learner: Learner, toy_split: TokenizedSplit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    same = coresets(kind, tiny_learner, toy_split, 2, 4, seed=1)
+    same = choose_coresets(kind, tiny_learner, toy_split, 2, 4, seed=1)
     assert all(set(rows) == set(same[0]) for rows in same)
-    monkeypatch.setattr(baselines, "CANDIDATES", 4)
-    other = coresets(kind, tiny_learner, toy_split, 2, 4, seed=1)
+    monkeypatch.setattr(coresets, "CANDIDATES", 4)
+    other = choose_coresets(kind, tiny_learner, toy_split, 2, 4, seed=1)
     assert len({tuple(sorted(rows)) for rows in other}) > 1
     # Fewer candidates than samples would leave nothing to choose.
-    monkeypatch.setattr(baselines, "CANDIDATES", 1)
-    assert all(len(set(rows)) == 6 for rows in coresets(kind, tiny_learner, toy_split, 2, 4, seed=1))
+    monkeypatch.setattr(coresets, "CANDIDATES", 1)
+    assert all(len(set(rows)) == 6 for rows in choose_coresets(kind, tiny_learner, toy_split, 2, 4, seed=1))
 
 
 def test_k_centers_cover() -> None:
@@ -101,7 +99,7 @@ def test_herding_follows_the_mean() -> None:
 def test_too_few_rows(tiny_learner: Learner, toy_split: TokenizedSplit) -> None:
     for kind in CORESETS:
         with pytest.raises(ValueError, match="has 10 rows, fewer than the 11 to be drawn"):
-            coresets(kind, tiny_learner, toy_split, 11, 4, seed=0)
+            choose_coresets(kind, tiny_learner, toy_split, 11, 4, seed=0)
 
 
 # --- Real samples through the inner loop
@@ -115,8 +113,8 @@ def test_learning_rate_has_the_lowest_validation_loss(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     script(monkeypatch, losses)
-    rows = coresets(Baseline.random, tiny_learner, splits["train"], 1, 10, seed=0)
-    _, lr = inner_loop(tiny_learner, splits, rows, LearnerTrainConfig(), 10, seed=0, processes=Processes())
+    rows = choose_coresets(Coreset.random, tiny_learner, splits["train"], 1, 10, seed=0)
+    _, lr = inner_loop_learners(tiny_learner, splits, rows, LearnerTrainConfig(), 10, seed=0, processes=Processes())
     assert len(INNER_LRS) == 5
     assert lr == INNER_LRS[2]
 
@@ -126,8 +124,8 @@ def test_inner_loop_is_plain_gradient_descent(
 ) -> None:
     """Against torch.optim.SGD on token ids; four steps go round three batches."""
     script(monkeypatch, [3.0, 2.0, 1.0, 2.0, 3.0])
-    chosen = coresets(Baseline.random, tiny_learner, splits["train"], 3, 10, seed=3)
-    train, lr = inner_loop(
+    chosen = choose_coresets(Coreset.random, tiny_learner, splits["train"], 3, 10, seed=3)
+    train, lr = inner_loop_learners(
         tiny_learner, splits, chosen, LearnerTrainConfig(train_step=4), 10, seed=3, processes=Processes()
     )
     for index in (0, 1, DRAWS):
@@ -155,8 +153,8 @@ def test_ordinary_learns_its_samples(
     tiny_learner32: Learner, toy_split: TokenizedSplit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(baselines, "LR", 3e-3)
-    rows = coresets(Baseline.random, tiny_learner32, toy_split, 2, 10, seed=0)
-    train = ordinary(tiny_learner32, toy_split, rows, seed=0)
+    rows = choose_coresets(Coreset.random, tiny_learner32, toy_split, 2, 10, seed=0)
+    train = ordinary_learners(tiny_learner32, toy_split, rows, seed=0)
     params, again, other = train(1), train(1), train(0)
     assert all(torch.equal(params[name], again[name]) for name in params)
     assert not torch.equal(params["classifier.weight"], other["classifier.weight"])
@@ -169,10 +167,10 @@ def test_bf16_is_close_and_not_the_same(
     tiny_learner32: Learner, splits: dict[str, TokenizedSplit], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(baselines, "STEPS", 5)
-    rows = coresets(Baseline.random, tiny_learner32, splits["train"], 2, 10, seed=0)
+    rows = choose_coresets(Coreset.random, tiny_learner32, splits["train"], 2, 10, seed=0)
     for train in (
-        lambda precision: ordinary(tiny_learner32, splits["train"], rows, 0, precision),
-        lambda precision: full_data(tiny_learner32, splits, 10, 10, 0, Processes(), precision),
+        lambda precision: ordinary_learners(tiny_learner32, splits["train"], rows, 0, precision),
+        lambda precision: full_data_learners(tiny_learner32, splits, 10, 10, 0, Processes(), precision),
     ):
         exact, rounded = (train(precision)(0) for precision in (FLOAT32, Precision.of(bf16=True)))
         assert all(tensor.dtype is torch.float32 for tensor in rounded.values())
@@ -186,13 +184,13 @@ def test_ordinary_takes_its_steps(
 ) -> None:
     """DiLM's protocol: 200 steps, and batches of 64 rows or, of fewer rows, all of them."""
     sizes: list[int] = []
-    monkeypatch.setattr(baselines, "_step", lambda *given: sizes.append(len(given[3]["labels"])))
-    rows = coresets(Baseline.random, tiny_learner32, toy_split, 3, 10, seed=0)
-    ordinary(tiny_learner32, toy_split, rows, seed=0)(0)
+    monkeypatch.setattr(baselines, "fine_tuning_step", lambda *given: sizes.append(len(given[3]["labels"])))
+    rows = choose_coresets(Coreset.random, tiny_learner32, toy_split, 3, 10, seed=0)
+    ordinary_learners(tiny_learner32, toy_split, rows, seed=0)(0)
     assert sizes == [9] * 200
     monkeypatch.setattr(baselines, "BATCH_SIZE", 4)
     sizes.clear()
-    ordinary(tiny_learner32, toy_split, rows, seed=0)(0)
+    ordinary_learners(tiny_learner32, toy_split, rows, seed=0)(0)
     assert sizes == [4] * 200
     assert (baselines.LR, baselines.WEIGHT_DECAY) == (1e-4, 0.01)
 
@@ -211,7 +209,7 @@ def test_epoch_with_the_lowest_validation_loss_counts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen = script(monkeypatch, losses)
-    params = full_data(tiny_learner32, splits, 10, 10, seed=0, processes=Processes())(0)
+    params = full_data_learners(tiny_learner32, splits, 10, 10, seed=0, processes=Processes())(0)
     # A loss that does not fall ends the training.
     assert len(seen) == len(losses)
     assert all(torch.equal(params[name], seen[best][name]) for name in params)
@@ -223,7 +221,7 @@ def test_full_data_trains_every_parameter(
 ) -> None:
     monkeypatch.setattr(baselines, "FULL_LR", 3e-3)
     before = {name: tensor.clone() for name, tensor in tiny_learner32.model.state_dict().items()}
-    train = full_data(tiny_learner32, splits, 5, 10, seed=0, processes=Processes())
+    train = full_data_learners(tiny_learner32, splits, 5, 10, seed=0, processes=Processes())
     first, again, other = train(0), train(0), train(1)
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["classifier.weight"], other["classifier.weight"])

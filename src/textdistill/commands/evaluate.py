@@ -14,7 +14,14 @@ from textdistill.core.processes import Processes
 from textdistill.distilled.adapt import adapt_to
 from textdistill.distilled.dataset import DistilledDataset
 from textdistill.distilled.inspection import find_anomalies
-from textdistill.evaluation.baselines import Baseline, Training, coresets, full_data, inner_loop, ordinary
+from textdistill.evaluation.baselines import (
+    Baseline,
+    Training,
+    full_data_learners,
+    inner_loop_learners,
+    ordinary_learners,
+)
+from textdistill.evaluation.coresets import Coreset, choose_coresets
 from textdistill.evaluation.scoring import score
 from textdistill.runs.results import BaselineSettings, RunResult, SetSource
 
@@ -79,17 +86,17 @@ def baseline(kind: str, config: RunConfig, training: Training = Training.inner_l
     settings = BaselineSettings(str(kind))
     if kind is Baseline.full:
         count = 1
-        trained = full_data(
+        trained = full_data_learners(
             context.learner, context.splits, data.train_batch_size, data.valid_batch_size, seed, processes, precision
         )
     else:
         shape, inner = config.distilled_data, config.learner_train
-        rows = coresets(kind, context.learner, train, shape.data_per_label, data.valid_batch_size, seed)
+        rows = choose_coresets(Coreset(kind), context.learner, train, shape.data_per_label, data.valid_batch_size, seed)
         settings = replace(settings, training=str(training), data_per_label=shape.data_per_label)
         if training is Training.ordinary:
-            trained = ordinary(context.learner, train, rows, seed, precision)
+            trained = ordinary_learners(context.learner, train, rows, seed, precision)
         else:
-            trained, lr = inner_loop(
+            trained, lr = inner_loop_learners(
                 context.learner, context.splits, rows, inner, data.valid_batch_size, seed, processes
             )
             settings = replace(settings, lr=lr, train_step=inner.train_step)

@@ -1,4 +1,4 @@
-"""Score what a few samples make of fresh learners: n of them, on every row of a split."""
+"""The score of fresh learners after training on a few samples: n learners, on every row of a split."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from textdistill.distilled.dataset import DistilledDataset
 from textdistill.method.learner import Learner, Params
 from textdistill.runs.results import Score
 
-# Learner i of a score, trained: its parameters depend on i, never on how many learners are scored.
+# Returns the trained parameters of learner i. They depend on i, and not on the number of learners that are scored.
 LearnerFactory = Callable[[int], Params]
 
 
 def trained_on(distilled: DistilledDataset, learner: Learner, seed: int, purpose: str) -> LearnerFactory:
-    """Learner i as ``DistilledDataset.train`` trains it."""
+    """Learners with fresh heads that are fine-tuned on a distilled set; see ``train_learner``."""
     return lambda index: train_learner(distilled, learner, seed, purpose, index)
 
 
@@ -41,21 +41,21 @@ def score(
     precision: Precision = FLOAT32,
     description: str = "evaluate",
 ) -> dict[str, Score]:
-    """Scores n trained learners on every row of a split, each learner in one of the run's processes.
+    """Scores n trained learners on every row of a split. Each learner is scored in one of the run's processes.
 
     Args:
-        train: gives learner i.
-        learner: the model they share.
-        split: the rows; all of them, each once, for every learner.
-        metric_names: accuracy, and f1 and combined (their mean) for tasks that report it.
+        train: returns the parameters of learner i.
+        learner: the model that the learners share.
+        split: the rows to score on.
+        metric_names: ``accuracy``, and ``f1`` and ``combined`` (the mean of both) for tasks that report them.
         n: number of learners, at least 1.
-        batch_size: rows a forward pass.
-        processes: of the run; each scores learners of its own, and all return the scores of all.
-        precision: of the forward passes.
-        description: of the progress bar.
+        batch_size: the most rows of a forward pass.
+        processes: the processes of the run. They share the learners, and all of them return all scores.
+        precision: precision of the forward passes.
+        description: label of the progress bar.
 
     Returns:
-        A Score by metric, ``loss`` (mean cross entropy a row) among them.
+        A Score by metric; ``loss`` is the mean cross entropy of a row.
 
     """
     results = []
@@ -66,7 +66,7 @@ def score(
         for index in bar:
             params = train(index)
             logits = torch.empty(len(split), learner.num_labels)
-            # Padded anew for every learner, a thousandth of its time, so that only one batch is in memory.
+            # Pad the batches anew for every learner: it takes 0.1 % of the time and keeps one batch in memory.
             for rows, batch in sorted_batches(split, batch_size):
                 inputs = {name: tensor.to(learner.device) for name, tensor in batch.items() if name != "labels"}
                 with torch.no_grad(), matmul_precision(precision.tf32):
@@ -78,9 +78,13 @@ def score(
 
 
 def metrics(logits: torch.Tensor, labels: np.ndarray, names: Sequence[str]) -> dict[str, float]:
-    """Cross entropy and the named metrics of logits (rows, C) against labels (rows,).
+    """Cross entropy, accuracy and the named metrics of predictions. F1 is the F1 score of class 1, as in GLUE.
 
-    F1 is that of class 1, as GLUE has it.
+    Args:
+        logits: (rows, C).
+        labels: class indices, (rows,).
+        names: ``f1`` adds ``f1`` and ``combined``.
+
     """
     predicted = logits.argmax(-1).numpy()
     result = {"loss": F.cross_entropy(logits, torch.tensor(labels)).item()}
