@@ -17,6 +17,7 @@ import pytest
 from textdistill.commands import distill as commands
 from textdistill.commands.context import RunContext
 from textdistill.config import RunConfig, compose
+from textdistill.training.trainer import Trainer
 
 pytestmark = pytest.mark.slow
 
@@ -148,7 +149,7 @@ CASES: list[tuple[str, ...]] = [
 def refused(tiny_bert: Path, toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Asserts that overrides are refused before training, with nothing written but an empty folder or the log."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(commands, "fit", lambda *_: pytest.fail("training began"))
+    monkeypatch.setattr(Trainer, "train", lambda *_: pytest.fail("training began"))
     monkeypatch.setattr(RunContext, "score", lambda *_: pytest.fail("scoring began"))
     usual = [
         *("data.task_name=toy", f"data.path={toy_data}", "data.text_columns=[text]", "data.label_column=label"),

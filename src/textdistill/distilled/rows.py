@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from textdistill.method.inner_loop import InnerBatch
-
 if TYPE_CHECKING:
     from datasets import Dataset
+
+    from textdistill.method.inner_loop import InnerBatch
 
 
 def to_rows(batches: Sequence[InnerBatch]) -> Dataset:
