@@ -25,6 +25,7 @@ lint: .venv/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python tools/check_structure.py
 
 # Prints the lines of every file, the longest functions and the longest chain of imports.
 structure: .venv/ready

