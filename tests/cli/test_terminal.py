@@ -21,7 +21,10 @@ from tests.support.forkserver import FRESH
 from textdistill.cli.main import main
 from textdistill.cli.terminal import print_next, print_results, print_set, print_trials, print_verified
 from textdistill.commands.evaluate import Spread, Verification, VerifiedMetric
+from textdistill.commands.sets import SetSummary
 from textdistill.commands.tune import StudyResult, TrialResult
+from textdistill.distilled.inspection import LabelPeak, NearToken
+from textdistill.distilled.spec import DistilledDataConfig, LearnerTrainConfig, ModelMetadata, SetMetadata
 from textdistill.runs.results import ModelId, RunResult, Score, SplitSize, TrainingSummary
 from textdistill.training.trainer import Trainer
 
@@ -65,19 +68,21 @@ def results(**other: Any) -> RunResult:
     return replace(result, **other)
 
 
-def found(**other: Any) -> dict[str, Any]:
-    """A set of one sample, as ``show`` finds it."""
-    return {
-        "card": {"task": "toy", "class_names": ["no", "yes"], "model": {"name": "tiny", "revision": "abc"}},
-        "shapes": {"labels": [1, 2], "lr": [1]},
-        "bytes": {"labels": 2048, "lr": 4},
-        "labels": [[0.25, 0.75]],
-        "lr": [0.1],
-        "lr_scales": None,
-        "attention": [[{"layer": 1, "head": 2, "row": 0, "key": 5, "probability": 0.5, "weight": 1.0}]],
-        "tokens": [[[{"token": "[MASK]", "cosine": 0.5}], [{"token": "cat", "cosine": 0.25}]]],
-        **other,
-    }
+def summary(**other: Any) -> SetSummary:
+    """A set of one sample."""
+    whole = SetSummary(
+        metadata=SetMetadata("toy", ("no", "yes"), ModelMetadata("tiny", "abc", 16, 2, 4, ())),
+        config=DistilledDataConfig(),
+        inner_config=LearnerTrainConfig(),
+        shapes={"labels": (1, 2), "lr": (1,)},
+        bytes={"labels": 2048, "lr": 4},
+        labels=[[0.25, 0.75]],
+        lr=[0.1],
+        lr_scales=None,
+        attention=[[LabelPeak(1, 2, 0, 5, 0.5, 1.0)]],
+        tokens=[[[NearToken("[MASK]", 0.5)], [NearToken("cat", 0.25)]]],
+    )
+    return replace(whole, **other)
 
 
 # --- Tables and lines
@@ -112,13 +117,13 @@ def test_results_in_a_table(terminal: None, tmp_path: Path, capsys: pytest.Captu
 
 def test_rates_of_parameters(capsys: pytest.CaptureFixture[str]) -> None:
     scales = [{"body": 1.0, "head": 2.0, "x\x1b": 0.5}, {"body": 0.25, "head": 2.0, "x\x1b": 2.5}]
-    print_set(found(lr=[0.1, 0.2], lr_scales=scales))
+    print_set(summary(lr=[0.1, 0.2], lr_scales=scales))
     expected = "learning rates: 0.1, from 0.05 (x\ufffd) to 0.2 (head), 0.2, from 0.05 (body) to 0.5 (x\ufffd)"
     assert expected in printed(capsys).splitlines()
 
 
 def test_set_in_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    print_set(found())
+    print_set(summary())
     assert printed(capsys).splitlines() == [
         "toy, made for tiny (abc)",
         "  labels             (1, 2)                          2.0 KiB",
@@ -133,14 +138,14 @@ def test_set_in_lines(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_set_in_tables(terminal: None, capsys: pytest.CaptureFixture[str]) -> None:
-    print_set(found())
+    print_set(summary())
     out = printed(capsys)
     assert "┃ tensor ┃ shape  ┃ KiB ┃" in out
     assert "│      0 │ no 0.250, yes 0.750 │ layer 1 head 2 row 0 -> key 5 0.500, weight 1 │ [MASK] cat     │" in out
 
 
 def test_set_without_attention_or_tokens(capsys: pytest.CaptureFixture[str]) -> None:
-    print_set(found(attention=None, tokens=None))
+    print_set(summary(attention=None, tokens=None))
     assert printed(capsys).endswith("sample 0\n  labels: no 0.250, yes 0.750\n")
 
 
@@ -152,8 +157,8 @@ def test_names_do_not_reach_the_terminal_as_commands(
     if shown == "tables":
         request.getfixturevalue("terminal")
     bad = "[red]x\x1b[2J\x07\n\u202e[/red]"
-    card = {"task": bad, "class_names": [bad, "yes"], "model": {"name": bad, "revision": None}}
-    print_set(found(card=card, tokens=[[[{"token": bad, "cosine": 0.5}]]]))
+    metadata = SetMetadata(bad, (bad, "yes"), ModelMetadata(bad, None, 16, 2, 4, ()))
+    print_set(summary(metadata=metadata, tokens=[[[NearToken(bad, 0.5)]]]))
     print_results(results(task=bad, model=ModelId(bad, None)), tmp_path)
     out = printed(capsys)
     assert not {"\x1b", "\x07", "\u202e"} & set(out)

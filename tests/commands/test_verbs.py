@@ -755,39 +755,40 @@ def test_finetune_does_not_overwrite(distilled_dir: Path, tmp_path: Path) -> Non
 
 
 def test_show(distilled_dir: Path, tiny_bert: Path) -> None:
-    found = strict_json(json.dumps(show(distilled_dir, nearest=2, positions=4)))
-    assert found["shapes"] == {
-        "attention_labels": [3, 2, 4, 1, 8],
-        "inputs_embeds": [3, 8, 16],
-        "labels": [3, 3],
-        "lr": [1],
-        "lr_scales": [1, 40],
+    summary = show(distilled_dir, nearest=2, positions=4)
+    strict_json(json.dumps(asdict(summary)))
+    assert summary.shapes == {
+        "attention_labels": (3, 2, 4, 1, 8),
+        "inputs_embeds": (3, 8, 16),
+        "labels": (3, 3),
+        "lr": (1,),
+        "lr_scales": (1, 40),
     }
-    assert found["bytes"]["inputs_embeds"] == 3 * 8 * 16 * 4
+    assert summary.bytes["inputs_embeds"] == 3 * 8 * 16 * 4
     distilled = DistilledDataset.from_pretrained(distilled_dir)
-    assert found["lr"] == distilled.lr.tolist()
+    assert summary.lr == distilled.lr.tolist()
     assert distilled.lr_scales is not None
-    assert [list(step.values()) for step in found["lr_scales"]] == distilled.lr_scales.tolist()
-    assert found["labels"] == distilled.labels.tolist()
+    assert [list(step.values()) for step in summary.lr_scales] == distilled.lr_scales.tolist()
+    assert summary.labels == distilled.labels.tolist()
     assert distilled.attention_labels is not None
     assert distilled.attention_weights is not None
-    for sample, peaks in enumerate(found["attention"]):
+    for sample, peaks in enumerate(summary.attention):
         rows = distilled.attention_labels[sample]
         weights = distilled.attention_weights[sample]
         strength = (rows.amax(-1) * weights).max().item()
-        assert peaks[0]["probability"] * peaks[0]["weight"] == pytest.approx(strength)
+        assert peaks[0].probability * peaks[0].weight == pytest.approx(strength)
         for peak in peaks:
-            where = (peak["layer"], peak["head"], peak["row"], peak["key"])
-            assert rows[where].item() == peak["probability"] == rows[where[:3]].max().item()
-    tokens = found["tokens"]
+            where = (peak.layer, peak.head, peak.row, peak.key)
+            assert rows[where].item() == peak.probability == rows[where[:3]].max().item()
+    tokens = summary.tokens
     assert [len(tokens), len(tokens[0]), len(tokens[0][0])] == [3, 4, 2]
     # The nearest token of one position, from its definition.
     tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
     model = DistilledDataset.from_pretrained(distilled_dir).finetune()
     words = model.get_input_embeddings().weight.detach()
     cosines = torch.cosine_similarity(words, distilled.raw["inputs_embeds"][1, 2].detach(), dim=-1)
-    assert tokens[1][2][0]["token"] == tokenizer.convert_ids_to_tokens(int(cosines.argmax()))
-    assert tokens[1][2][0]["cosine"] == pytest.approx(cosines.max().item(), abs=1e-5)
+    assert tokens[1][2][0].token == tokenizer.convert_ids_to_tokens(int(cosines.argmax()))
+    assert tokens[1][2][0].cosine == pytest.approx(cosines.max().item(), abs=1e-5)
 
 
 def test_show_does_without_the_model(distilled_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -796,9 +797,9 @@ def test_show_does_without_the_model(distilled_dir: Path, tmp_path: Path, caplog
         distilled.metadata, model=replace(distilled.metadata.model, name=str(tmp_path / "gone"))
     )
     distilled.save_pretrained(tmp_path / "set")
-    found = show(tmp_path / "set")
-    assert found["tokens"] is None
-    assert found["shapes"]["lr"] == [1]
+    summary = show(tmp_path / "set")
+    assert summary.tokens is None
+    assert summary.shapes["lr"] == (1,)
     assert "no nearest tokens" in caplog.text
 
 

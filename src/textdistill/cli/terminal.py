@@ -1,6 +1,6 @@
-"""What the verbs print: tables on a terminal, plain lines elsewhere, and the commands to go on with.
+"""Printing for the verbs: tables on a terminal, plain lines elsewhere, and commands to run next.
 
-Names may come from a stranger's set: characters that a terminal would obey are never printed.
+A name may come from a stranger's set, so control characters are replaced before they reach the terminal.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Column, Table
@@ -21,6 +21,7 @@ from textdistill.runs.results import RunResult, Score
 
 if TYPE_CHECKING:
     from textdistill.commands.evaluate import Spread, Verification
+    from textdistill.commands.sets import SetSummary
     from textdistill.commands.tune import StudyResult
 
 
@@ -62,15 +63,14 @@ def print_run(result: RunResult, folder: Path, steps: Mapping[str, Sequence[str]
         print_next(steps)
 
 
-def print_set(found: Mapping[str, Any]) -> None:
-    """What a distilled set holds, as ``commands.show`` found it."""
-    card = found["card"]
-    print(_plain(f"{card['task']}, made for {card['model']['name']} ({card['model']['revision']})"))
-    tensors = [
-        (name, str(tuple(shape)), f"{found['bytes'][name] / 1024:.1f}") for name, shape in found["shapes"].items()
-    ]
-    rates = "learning rates: " + ", ".join(map(_rate, found["lr"], found["lr_scales"] or [None] * len(found["lr"])))
-    samples = [_sample(found, index) for index in range(len(found["labels"]))]
+def print_set(summary: SetSummary) -> None:
+    """Prints the contents of a distilled set."""
+    model = summary.metadata.model
+    print(_plain(f"{summary.metadata.task}, made for {model.name} ({model.revision})"))
+    tensors = [(name, str(shape), f"{summary.bytes[name] / 1024:.1f}") for name, shape in summary.shapes.items()]
+    scales: Sequence[dict[str, float] | None] = summary.lr_scales or [None] * len(summary.lr)
+    rates = "learning rates: " + ", ".join(map(_rate, summary.lr, scales))
+    samples = [_sample(summary, index) for index in range(len(summary.labels))]
     if _on_terminal():
         _print_table(["tensor", "shape", _number("KiB")], tensors)
         print(rates)
@@ -119,10 +119,10 @@ def print_trials(study: StudyResult) -> None:
 
 
 def print_next(steps: Mapping[str, Sequence[str]]) -> None:
-    """Commands to go on with, each on one line that a shell takes as it is.
+    """Prints commands to run next, each on one line that can be pasted into a shell.
 
     Args:
-        steps: the words of a command by what it is for.
+        steps: the words of each command, by its purpose.
 
     """
     print("next:")
@@ -131,7 +131,7 @@ def print_next(steps: Mapping[str, Sequence[str]]) -> None:
 
 
 def _rate(lr: float, scales: Mapping[str, float] | None) -> str:
-    """A step's learning rate and, where parameters have their own, the least and the greatest."""
+    """Formats the learning rate of an inner step, with the range over parameters if they have rates of their own."""
     if scales is None:
         return f"{lr:.4g}"
     names = sorted(scales, key=lambda name: scales[name])
@@ -139,16 +139,16 @@ def _rate(lr: float, scales: Mapping[str, float] | None) -> str:
     return f"{lr:.4g}, from {least} to {greatest}"
 
 
-def _sample(found: Mapping[str, Any], index: int) -> dict[str, list[str]]:
-    """Lines about a sample, by heading."""
-    names = map(_plain, found["card"]["class_names"])
-    labels = zip(names, found["labels"][index], strict=True)
+def _sample(summary: SetSummary, index: int) -> dict[str, list[str]]:
+    """Returns lines about a sample, by heading."""
+    names = map(_plain, summary.metadata.class_names)
+    labels = zip(names, summary.labels[index], strict=True)
     sample = {"labels": [", ".join(f"{name} {value:.3f}" for name, value in labels)]}
-    if found["attention"]:
+    if summary.attention:
         line = "layer {layer} head {head} row {row} -> key {key} {probability:.3f}, weight {weight:.3g}"
-        sample["attention"] = [line.format(**peak) for peak in found["attention"][index]]
-    if found["tokens"]:
-        sample["nearest tokens"] = [" ".join(_plain(near[0]["token"]) for near in found["tokens"][index])]
+        sample["attention"] = [line.format(**peak._asdict()) for peak in summary.attention[index]]
+    if summary.tokens:
+        sample["nearest tokens"] = [" ".join(_plain(near[0].token) for near in summary.tokens[index])]
     return sample
 
 
@@ -173,7 +173,7 @@ def _number(heading: str) -> Column:
 def _print_table(columns: Sequence[str | Column], rows: Iterable[Sequence[str]]) -> None:
     table = Table(*columns)
     for row in rows:
-        # As Text: a token such as [MASK] is no markup.
+        # rich would read a token such as [MASK] as markup; Text is printed as it is.
         table.add_row(*(Text(cell, overflow="fold") for cell in row))
     Console().print(table)
 

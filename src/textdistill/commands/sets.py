@@ -1,10 +1,10 @@
-"""``finetune``, ``push`` and ``show``: what can be done with a saved set alone."""
+"""``finetune``, ``push`` and ``show``: the verbs that need a saved set and no data."""
 
 from __future__ import annotations
 
 import logging
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ from huggingface_hub import CommitInfo
 from textdistill.core.processes import Processes
 from textdistill.distilled.adapt import check_fits
 from textdistill.distilled.dataset import DistilledDataset
-from textdistill.distilled.inspection import nearest_tokens, strongest_labels
+from textdistill.distilled.inspection import LabelPeak, NearToken, nearest_tokens, strongest_labels
 from textdistill.distilled.onnx import ONNX_FILE, check_onnx, to_onnx
+from textdistill.distilled.spec import DistilledDataConfig, LearnerTrainConfig, SetMetadata
 from textdistill.method.learner import Learner, ModelConfig
 
 logger = logging.getLogger(__name__)
@@ -34,6 +35,37 @@ class FinetunedModel:
     output: str
     model: str
     seconds: float
+
+
+@dataclass(frozen=True)
+class SetSummary:
+    """The contents of a distilled set, as ``show`` describes them.
+
+    Attributes:
+        metadata: task, classes, encoder and provenance.
+        config: settings of the set.
+        inner_config: settings of its inner loop.
+        shapes: of the raw tensors, by name.
+        bytes: size of each raw tensor in memory.
+        labels: of the samples, (N, C).
+        lr: learning rate of each inner step, (T,).
+        lr_scales: for each inner step the factor on ``lr`` by parameter; None if all parameters share ``lr``.
+        attention: the strongest rows of attention labels of each sample; None without attention labels.
+        tokens: the nearest word embeddings by sample, position and rank; None if the model cannot be loaded. They
+            help a reader, but a learned embedding is not a word.
+
+    """
+
+    metadata: SetMetadata
+    config: DistilledDataConfig
+    inner_config: LearnerTrainConfig
+    shapes: dict[str, tuple[int, ...]]
+    bytes: dict[str, int]
+    labels: list[list[float]]
+    lr: list[float]
+    lr_scales: list[dict[str, float]] | None
+    attention: list[list[LabelPeak]] | None
+    tokens: list[list[list[NearToken]]] | None = None
 
 
 def finetune(
@@ -88,53 +120,49 @@ def push(distilled_dir: str | Path, repo_id: str, **options: Any) -> CommitInfo:
     Args:
         distilled_dir: folder or hub id of the set.
         repo_id: ``owner/name``, or ``name`` for one's own.
-        **options: of ``DistilledDataset.push_to_hub``, as are the errors.
+        **options: arguments of ``DistilledDataset.push_to_hub``.
+
+    Raises:
+        ValueError, OSError: as ``DistilledDataset.push_to_hub``.
 
     """
     distilled = DistilledDataset.from_pretrained(distilled_dir)
     return distilled.push_to_hub(repo_id, dtype=distilled.stored_dtype, **options)
 
 
-def show(distilled_dir: str | Path, nearest: int = 3, positions: int = 8) -> dict[str, Any]:
-    """What a saved set holds, as data.
+def show(distilled_dir: str | Path, nearest: int = 3, positions: int = 8) -> SetSummary:
+    """Reads a saved set and describes what it holds.
 
     Examples:
-        >>> found = show("DISTILLED_DIR")
-        >>> found["card"]["class_names"]
-        ['negative', 'positive']
+        >>> summary = show("DISTILLED_DIR")
+        >>> summary.metadata.class_names
+        ('negative', 'positive')
 
     Args:
         distilled_dir: folder or hub id of the set.
-        nearest: vocabulary tokens listed for a position.
-        positions: positions listed for a sample.
-
-    Returns:
-        ``shapes``, ``bytes`` (by tensor), ``card``, ``labels`` (N, C), ``lr`` (T,); ``lr_scales``: for each step what
-        its lr is multiplied by, by parameter, or None with one lr for all; ``attention``: for each sample the layers
-        and heads whose label is most concentrated; ``tokens``: for each sample and position the nearest word
-        embeddings by cosine, an aid to the eye and not a reading, or None where the model cannot be loaded.
+        nearest: number of attention rows of a sample, and of tokens of a position.
+        positions: number of positions of a sample whose tokens are listed.
 
     """
     distilled = DistilledDataset.from_pretrained(distilled_dir)
-    card, peaks = distilled.metadata, strongest_labels(distilled, nearest)
-    found: dict[str, Any] = {
-        "card": {"task": card.task, "class_names": list(card.class_names), "model": asdict(card.model)},
-        "config": asdict(distilled.config) | asdict(distilled.inner_config),
-        "shapes": {name: list(tensor.shape) for name, tensor in distilled.raw.items()},
-        "bytes": {name: tensor.numel() * tensor.element_size() for name, tensor in distilled.raw.items()},
-        "labels": distilled.labels.tolist(),
-        "lr": distilled.lr.tolist(),
-        "lr_scales": None
-        if (scales := distilled.lr_scales) is None
-        else [dict(zip(card.model.parameters, step, strict=True)) for step in scales.tolist()],
-        "attention": None if peaks is None else [[peak._asdict() for peak in sample] for sample in peaks],
-        "tokens": None,
-    }
+    metadata, scales = distilled.metadata, distilled.lr_scales
+    summary = SetSummary(
+        metadata=metadata,
+        config=distilled.config,
+        inner_config=distilled.inner_config,
+        shapes={name: tuple(tensor.shape) for name, tensor in distilled.raw.items()},
+        bytes={name: tensor.numel() * tensor.element_size() for name, tensor in distilled.raw.items()},
+        labels=distilled.labels.tolist(),
+        lr=distilled.lr.tolist(),
+        lr_scales=None
+        if scales is None
+        else [dict(zip(metadata.model.parameters, step, strict=True)) for step in scales.tolist()],
+        attention=strongest_labels(distilled, nearest),
+    )
     try:
-        learner = Learner(ModelConfig(card.task, card.model.name), card.class_names)
+        learner = Learner(ModelConfig(metadata.task, metadata.model.name), metadata.class_names)
     except OSError as error:
-        logger.warning("no nearest tokens: %s cannot be loaded (%s)", card.model.name, error)
-        return found
+        logger.warning("no nearest tokens: %s cannot be loaded (%s)", metadata.model.name, error)
+        return summary
     check_fits(distilled, learner)
-    tokens = nearest_tokens(distilled, learner, nearest, positions)
-    return found | {"tokens": [[[near._asdict() for near in at] for at in sample] for sample in tokens]}
+    return replace(summary, tokens=nearest_tokens(distilled, learner, nearest, positions))
