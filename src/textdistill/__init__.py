@@ -14,11 +14,12 @@ if TYPE_CHECKING:
     from textdistill.commands.tune import tune
     from textdistill.config import compose
     from textdistill.distilled.dataset import DistilledDataset
-
-__version__ = version("textdistill")
+    from textdistill.runs.results import RunResult, Score
 
 __all__ = [
     "DistilledDataset",
+    "RunResult",
+    "Score",
     "__version__",
     "baseline",
     "compose",
@@ -39,6 +40,8 @@ __version__ = version("textdistill")
 # The module of each public name. Importing torch and transformers takes seconds; `textdistill --help` must not.
 _MODULES = {
     "DistilledDataset": "distilled.dataset",
+    "RunResult": "runs.results",
+    "Score": "runs.results",
     "baseline": "commands.evaluate",
     "compose": "config",
     "distill": "commands.distill",
