@@ -30,7 +30,8 @@ from textdistill.distilled.spec import (
     SetMetadata,
     model_metadata,
 )
-from textdistill.evaluation.baselines import Baseline, coresets, inner_loop
+from textdistill.evaluation.baselines import inner_loop_learners
+from textdistill.evaluation.coresets import Coreset, choose_coresets
 from textdistill.evaluation.scoring import score, trained_on
 from textdistill.method.learner import Learner, ModelConfig
 from textdistill.runs.folder import RunFolder
@@ -774,7 +775,7 @@ def test_distilled_beats_random_real_samples(
         trainer(outer_step, splits["train"], 32, validate, Recorder()).train()
         trained = trained_on(distilled, learner, seed, "evaluation")
         distilled_accuracy.append(score(trained, learner, splits["test"], (), 5, 256, Processes())["accuracy"].mean)
-        rows = coresets(Baseline.random, learner, splits["train"], 1, 256, seed)
-        random, _ = inner_loop(learner, splits, rows, inner, 256, seed, Processes())
+        rows = choose_coresets(Coreset.random, learner, splits["train"], 1, 256, seed)
+        random, _ = inner_loop_learners(learner, splits, rows, inner, 256, seed, Processes())
         random_accuracy.append(score(random, learner, splits["test"], (), 5, 256, Processes())["accuracy"].mean)
     assert np.mean(distilled_accuracy) > np.mean(random_accuracy) + 0.05
