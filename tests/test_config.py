@@ -453,7 +453,7 @@ def test_configuration_moves_with_its_folder(tmp_path: Path) -> None:
 
 
 def test_folder_without_a_run(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=rf"{tmp_path} is not a run folder: it has no config\.yaml; check"):
+    with pytest.raises(FileNotFoundError, match=rf"{tmp_path} must be a run folder with a config\.yaml; check"):
         load_run_config(tmp_path)
 
 

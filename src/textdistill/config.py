@@ -32,8 +32,8 @@ from textdistill.training.config import InnerPrecision, TrainConfig
 logger = logging.getLogger(__name__)
 
 
-# Keys that may change when a run resumes: paths, intervals and tracking. Data and model are compared by content.
-# train.max_steps and train.epoch may change as well under a schedule that does not depend on the last step.
+# These keys may change when a run resumes: paths, intervals and tracking. Data and model are compared by content.
+# RunConfig.fixed also lets train.max_steps and train.epoch change if the schedule does not depend on the last step.
 CHANGEABLE = re.compile(
     r"base\.(?!seed$).*|tracking"
     r"|data\.(path|datasets_path|preprocessed_datasets_path|num_proc|streaming|force_preprocess)"
@@ -43,7 +43,7 @@ CHANGEABLE = re.compile(
 
 @dataclass
 class BaseConfig:
-    """Names and folders: ``base.*``; ``save_dir`` is the run folder, ``sweep`` what the run is a job of, if any."""
+    """The names and folders of ``base.*``. ``save_dir`` is the run folder. ``sweep`` is the run's sweep, if any."""
 
     experiment_name: str = ""
     method: str = ""
@@ -58,7 +58,7 @@ class BaseConfig:
 
 @dataclass
 class RunConfig:
-    """All settings of a run. The groups are those of the reference implementation."""
+    """All settings of a run. The reference implementation has the same groups."""
 
     base: BaseConfig = field(default_factory=BaseConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -71,11 +71,11 @@ class RunConfig:
 
     @property
     def run_folder(self) -> RunFolder:
-        """The run's folder: ``base.save_dir`` with ``train.save_ckpt_dir``."""
+        """Returns the run's folder, ``base.save_dir`` with ``train.save_ckpt_dir``."""
         return RunFolder(self.base.save_dir, self.train.save_ckpt_dir)
 
     def check(self) -> None:
-        """Raises ValueError for contradictions; warns of settings without effect."""
+        """Raises ValueError for contradictions. Warns of settings without effect."""
         self.distilled_data.check()
         self.learner_train.check(self.distilled_data)
         self.train.check()
@@ -102,7 +102,7 @@ class RunConfig:
             logger.warning("%s has no effect: %s", setting, reason)
 
     def fixed(self) -> dict[str, Any]:
-        """Returns, by dotted key, the settings that must not change when a run resumes from a checkpoint."""
+        """Returns the settings that must not change when a run resumes from a checkpoint, by dotted key."""
         endless = self.train.scheduler_type == "constant" or (
             self.train.scheduler_type in ("constant_with_warmup", "inverse_sqrt") and self.train.warmup_ratio == 0
         )
@@ -111,67 +111,67 @@ class RunConfig:
 
     def _without_effect(self) -> list[tuple[str, str]]:
         distilled, train = self.distilled_data, self.train
-        found = []
+        ineffective = []
         if distilled.lr_linear_decay and distilled.lr_for_step:
-            found.append(("distilled_data.lr_linear_decay=true", "distilled_data.lr_for_step=true"))
+            ineffective.append(("distilled_data.lr_linear_decay=true", "distilled_data.lr_for_step=true"))
         # An inherited rate needs no warning.
         follows = (None, train.lr_inputs_embeds)
         if distilled.attention_label_type is AttentionLabelType.none and train.lr_attention_labels not in follows:
-            found.append(("train.lr_attention_labels", "distilled_data.attention_label_type=none"))
+            ineffective.append(("train.lr_attention_labels", "distilled_data.attention_label_type=none"))
         if not distilled.lr_for_parameter and train.lr_lr_scales is not None:
-            found.append(("train.lr_lr_scales", "distilled_data.lr_for_parameter=false"))
+            ineffective.append(("train.lr_lr_scales", "distilled_data.lr_for_parameter=false"))
         if not train.optimizer_type.is_adam and train.adam_beta2 != TrainConfig.adam_beta2:
-            found.append((f"train.adam_beta2={train.adam_beta2}", f"train.optimizer_type={train.optimizer_type}"))
+            ineffective.append((f"train.adam_beta2={train.adam_beta2}", f"train.optimizer_type={train.optimizer_type}"))
         if train.estimator is Estimator.reverse and train.trajectory is not Trajectory.keep:
-            found.append((f"train.trajectory={train.trajectory}", "train.estimator=reverse"))
+            ineffective.append((f"train.trajectory={train.trajectory}", "train.estimator=reverse"))
         if distilled.label_type is LabelType.hard and train.lr_labels not in follows:
-            found.append(("train.lr_labels", "distilled_data.label_type=hard"))
+            ineffective.append(("train.lr_labels", "distilled_data.label_type=hard"))
         used = self.learner_train.train_step * self.learner_train.batch_size_per_label
         if distilled.fix_order and used < distilled.data_per_label:
             steps, batch = self.learner_train.train_step, self.learner_train.batch_size_per_label
-            found.append(
+            ineffective.append(
                 (
                     f"distilled_data.data_per_label={distilled.data_per_label} beyond {used}",
                     f"learner_train.train_step={steps} times learner_train.batch_size_per_label={batch}",
                 )
             )
-        return found
+        return ineffective
 
 
 class Sweep(Callback):
-    """Hydra's hooks around a sweep: the MLflow run that is the parent of its jobs' is there before the first of them.
+    """Creates the MLflow run of a sweep before the first job, in Hydra's hooks.
 
     Args:
-        name: the sweep's; the jobs find it in Hydra's configuration.
+        name: the sweep's name, which the jobs find in Hydra's configuration.
 
     """
 
-    # Of the class, since an instance is pickled for the jobs; Hydra runs one sweep at a time.
+    # Hydra pickles the instance for the jobs, so the class holds the run. Hydra runs one sweep at a time.
     _run: ClassVar[SweepRun | None] = None
 
     def __init__(self, name: str) -> None:
         self._name = name
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Makes the run, and the store, if the sweep tracks with MLflow."""
+        """Creates the MLflow run and its store if the sweep tracks with MLflow."""
         if config.tracking == Tracking.mlflow:
             root, experiment = Path(config.base.save_dir_root), config.base.experiment_name
             Sweep._run = SweepRun(root, experiment, self._name, config.hydra.overrides.task)
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        """Ends the run as finished: Hydra calls this if no job has failed, and otherwise not at all."""
+        """Ends the run as finished. Hydra calls this hook only if no job failed."""
         Sweep.end(Status.FINISHED)
 
     @classmethod
     def end(cls, status: Status) -> None:
-        """Ends the run of the sweep in this process unless it has ended, or there is none."""
+        """Ends the sweep's run in this process. Does nothing without a run that is still open."""
         run, cls._run = cls._run, None
         if run is not None:
             run.close(status)
 
 
 def compose(*overrides: str) -> RunConfig:
-    """The configuration that ``textdistill distill`` would run with these overrides.
+    """Returns the configuration that ``textdistill distill`` would run with these overrides.
 
     Examples:
         >>> config = compose("data.task_name=sst2", "train.max_steps=200")
@@ -179,7 +179,7 @@ def compose(*overrides: str) -> RunConfig:
         (200, 'sst2')
 
     Args:
-        *overrides: as on the command line: ``"data.task_name=sst2"``, ``"experiment=reference"``.
+        *overrides: the overrides, as on the command line: ``"data.task_name=sst2"``, ``"experiment=reference"``.
 
     Raises:
         ValueError: an override names no key, or a value does not fit.
@@ -189,13 +189,15 @@ def compose(*overrides: str) -> RunConfig:
         with initialize_config_module("textdistill.conf", version_base="1.3"):
             return to_run_config(hydra_compose("config", overrides=list(overrides)))
     except HydraException as error:
-        # The rule that a value breaks is in the cause.
+        # The cause of the error names the rule that a value breaks.
         reason = f"{error}; {error.__cause__}" if error.__cause__ else str(error)
         raise ValueError(f"cannot compose the configuration: {reason}") from error
 
 
 def load_run_config(run_dir: Path) -> RunConfig:
-    """The configuration of a run folder's ``config.yaml``, with that folder as ``base.save_dir``, to go on with.
+    """Reads the configuration of a run folder from ``config.yaml``.
+
+    ``base.save_dir`` becomes the run folder, which may have moved since the run.
 
     Raises:
         FileNotFoundError: the folder holds no run.
@@ -204,17 +206,17 @@ def load_run_config(run_dir: Path) -> RunConfig:
     """
     path = RunFolder(run_dir).config
     if not path.is_file():
-        raise FileNotFoundError(f"{run_dir} is not a run folder: it has no config.yaml; check the path")
+        raise FileNotFoundError(f"{run_dir} must be a run folder with a config.yaml; check the path")
     try:
-        tree = OmegaConf.merge(OmegaConf.structured(RunConfig), given := OmegaConf.load(path))
+        tree = OmegaConf.merge(OmegaConf.structured(RunConfig), stored := OmegaConf.load(path))
         config = to_run_config(cast(DictConfig, tree))
-        if OmegaConf.to_container(given) != OmegaConf.to_container(OmegaConf.structured(config)):
+        if OmegaConf.to_container(stored) != OmegaConf.to_container(OmegaConf.structured(config)):
             raise ValueError("keys are missing")
     except (OmegaConfBaseException, YAMLError, ValueError) as error:
         raise ValueError(f"{path} must be the configuration of a run: {error}; restore it from a copy") from error
-    inside = Path(config.train.save_ckpt_dir)
-    if inside.is_relative_to(config.base.save_dir):
-        config.train.save_ckpt_dir = str(run_dir / inside.relative_to(config.base.save_dir))
+    checkpoints = Path(config.train.save_ckpt_dir)
+    if checkpoints.is_relative_to(config.base.save_dir):
+        config.train.save_ckpt_dir = str(run_dir / checkpoints.relative_to(config.base.save_dir))
     config.base.save_dir = str(run_dir)
     return config
 
@@ -225,12 +227,12 @@ def save_run_config(config: RunConfig, path: Path) -> None:
 
 
 def to_run_config(config: DictConfig) -> RunConfig:
-    """Hydra's tree as typed objects, interpolations resolved."""
+    """Converts Hydra's tree to typed objects and resolves interpolations."""
     run_config = OmegaConf.to_object(config)
     assert isinstance(run_config, RunConfig)
     return run_config
 
 
 ConfigStore.instance().store(name="run_config", node=RunConfig)
-# A model or task may be a path or a hub id; folders are named after its last part.
+# A model or task may be a path or a hub id. Folders are named after the last part of the path or id.
 OmegaConf.register_new_resolver("basename", lambda name: Path(str(name)).name, replace=True)

@@ -259,7 +259,7 @@ def test_sweep(opened: Opened) -> None:
     sweep = data_of(page, "sweep")
     assert set(sweep["keys"]) == {"base.seed", "distilled_data.lr_init", "train.lr_inputs_embeds"}
     down, across = "distilled_data.lr_init", "train.lr_inputs_embeds"
-    for metric in ("validation loss", "reported accuracy"):
+    for metric in ("validation loss", "test accuracy"):
         page.locator(".sweep select.rows").select_option(down)
         page.locator(".sweep select.columns").select_option(across)
         page.locator(".sweep select.metric").select_option(metric)
@@ -274,7 +274,7 @@ def test_sweep(opened: Opened) -> None:
                 assert len(runs) == (2 if (a, b) == ("2.0", "1.0") else 1)
                 cell = page.locator(".sweep tbody tr").nth(i).locator("td").nth(j)
                 expect(cell).to_have_text(f"{sum(runs) / len(runs):.4f}" + ("2 runs" if len(runs) == 2 else ""))
-    expect(page.get_by_text("The rest is about one run")).to_be_visible()
+    expect(page.get_by_text("The rest of the page describes one run")).to_be_visible()
 
 
 # --- For everybody
@@ -380,7 +380,7 @@ def test_without_its_script(browser: Browser, pages: dict[str, Path]) -> None:
     page = context.new_page()
     page.goto(pages["hostile"].as_uri())
     expect(page.locator("figure.chart")).to_have_count(4)
-    expect(page.get_by_text("This section is drawn by the page’s own script")).to_be_visible()
+    expect(page.get_by_text("The page’s own script draws this section")).to_be_visible()
     context.close()
 
 

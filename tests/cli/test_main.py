@@ -373,7 +373,7 @@ def test_parallel_jobs_are_runs_of_one_sweep(
 def test_distill_returns_the_validation_metric(
     settings: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """What a sweeper minimises is never read from the reported split."""
+    """What a sweeper minimises is never read from the test split."""
     returned = []
 
     def spy(*args: Any, **kwargs: Any) -> Any:
@@ -585,8 +585,8 @@ def test_unknown_key_or_value(
         (["show"], "show needs one folder"),
         (["resume"], "resume needs one folder and nothing else: textdistill resume RUN_DIR"),
         (["resume", "a", "b=c"], "resume needs one folder and nothing else: textdistill resume RUN_DIR"),
-        (["resume", "none/such/run"], "none/such/run is not a run folder: it has no config.yaml"),
-        (["track", "none/such/run"], "none/such/run is not a run folder: it has no config.yaml"),
+        (["resume", "none/such/run"], "none/such/run must be a run folder with a config.yaml"),
+        (["track", "none/such/run"], "none/such/run must be a run folder with a config.yaml"),
         (["verify"], "verify needs the folder of a distilled set"),
         (["verify", "none/such/set"], "'none/such/set' is neither a folder here nor"),
         (["finetune", "none/such/set", "--output", "model"], "'none/such/set' is neither a folder here nor"),

@@ -155,7 +155,9 @@ def test_study_goes_on_after_a_kill(study: Study, separable_bert: Path, toy_data
     assert found.study == folder.name
     assert found.trials == study[1].trials[:3]
     assert "going on from step 8/15" in (folder / "trial_1" / "run.log").read_text()
-    with pytest.raises(ValueError, match=r"differ in train\.max_steps \(was 15, now 16\); restore these, or choose"):
+    with pytest.raises(
+        ValueError, match=r"differ in train\.max_steps \(was 15, now 16\); restore these settings, or choose"
+    ):
         tune([*given, "train.max_steps=16"], 3)
 
 
@@ -172,12 +174,12 @@ def test_trials_that_diverge_or_cannot_be_made_count(
     monkeypatch.setattr(tuning, "train", diverging)
     given = settings(separable_bert, toy_data, tmp_path, "distilled_data.attention_label_type=cls")
     given += ["distilled_data.attention_loss_lambda=0,-1"]
-    with pytest.raises(FloatingPointError, match=r"study s must come to its end, got none of 4: lower the"):
+    with pytest.raises(FloatingPointError, match=r"study s must complete, got none of 4; lower the"):
         tune(given, 4, "s")
     # Its default, not in the search, is the only one that is allowed.
     (record,) = [record.getMessage() for record in caplog.records if "diverged" in record.getMessage()]
     assert record == "trial 0 diverged: outer_loss nan"
-    assert sum("cannot be made: distilled_data.attention_loss_lambda" in text for text in caplog.messages) == 3
+    assert sum("cannot run: distilled_data.attention_loss_lambda" in text for text in caplog.messages) == 3
     assert not list(tmp_path.rglob("results.json"))
 
 

@@ -199,7 +199,13 @@ def test_page_needs_nothing_from_outside(runs: Path) -> None:
     assert not {"src", "srcset", "action", "poster"} & parsed.attributes
     assert "http://" not in text.replace("http://www.w3.org/2000/svg", "")
     assert "https://" not in text
-    for shown in ("full data", "random, inner loop", "Learning curves", "Nearest vocabulary tokens", "not a reading"):
+    for shown in (
+        "full data",
+        "random, inner loop",
+        "Learning curves",
+        "Nearest vocabulary tokens",
+        "do not translate",
+    ):
         assert shown in parsed.text
     assert parsed.tags["main"] == parsed.tags["h1"] == 1
 
@@ -216,7 +222,7 @@ def test_without_the_model(runs: Path, tmp_path: Path, caplog: pytest.LogCapture
     assert view.attention is not None
     assert (view.learner, view.tokens, list(view.attention.maps)) == (False, None, ["label"])
     assert "cannot be loaded" in caplog.text
-    assert "could not be loaded where this page was made" in Parsed(report([moved], Format.html)).text
+    assert "could not be loaded when this page was made" in Parsed(report([moved], Format.html)).text
 
 
 def test_less_than_a_run_folder(runs: Path, tmp_path: Path) -> None:
@@ -283,7 +289,7 @@ def test_each_task_has_its_part(runs: Path, tmp_path: Path) -> None:
     parsed = Parsed(page(results))
     assert parsed.tags["article"] == 2
     assert parsed.tags["h1"] == 1
-    assert parsed.text.count("the set was chosen on the rows that are reported") == 1
+    assert parsed.text.count("the set was chosen on the test rows") == 1
 
 
 def test_markup_in_files_stays_text(tiny_bert: Path, toy_data: Path, tmp_path: Path) -> None:

@@ -578,7 +578,7 @@ def test_sweep_whose_own_run_fails_goes_on(
 
 
 def test_track_needs_a_run(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"is not a run folder: it has no config\.yaml"):
+    with pytest.raises(FileNotFoundError, match=r"must be a run folder with a config\.yaml"):
         track(tmp_path)
     assert list(tmp_path.iterdir()) == []
 

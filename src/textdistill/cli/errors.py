@@ -1,4 +1,4 @@
-"""Errors of the command line: one line on standard error, and an exit status."""
+"""Reports errors of the command line: one line on standard error and an exit status."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from typing import Any, NoReturn, TypeVar
 
 T = TypeVar("T")
 
-# Errors that a user can correct. transformers and datasets raise OSError for a model or dataset that they cannot find.
+# A user can correct these errors. transformers and datasets raise OSError for a missing model or dataset.
 USER_ERRORS = (ValueError, OSError, FloatingPointError)
 
 
 def fail(message: str, status: int = 2) -> NoReturn:
-    """Prints the message and exits."""
-    # Libraries write messages of several lines.
+    """Prints the message on one line and exits."""
+    # Messages of libraries may have several lines.
     print(f"textdistill: error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(status)
 
 
 def guarded(work: Callable[..., T], *arguments: Any, debug: bool, failed: Callable[[str, int], NoReturn] = fail) -> T:
-    """Runs ``work``. An error ends in ``failed`` with one line, and status 2 if the user can correct it.
+    """Runs ``work`` and passes an error to ``failed``, with status 2 if the user can correct the error.
 
     Args:
         work: the function to run.
         *arguments: its arguments.
-        debug: also prints the traceback of an error.
-        failed: takes the message and the exit status.
+        debug: whether to print the traceback of an error as well.
+        failed: the function that takes the message and the exit status.
 
     """
     try:

@@ -1,4 +1,4 @@
-"""The Hydra application behind ``textdistill distill``: one run, or a sweep of runs."""
+"""Runs the Hydra application of ``textdistill distill``: one run, or a sweep of runs."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def run_app(debug: bool, arguments: list[str]) -> None:
     """Runs ``distill`` once, or once for each job of a sweep.
 
     Args:
-        debug: also prints the traceback of an error.
-        arguments: overrides and flags of Hydra.
+        debug: whether to print the traceback of an error as well.
+        arguments: the overrides and Hydra's flags.
 
     """
 
@@ -39,7 +39,7 @@ def run_app(debug: bool, arguments: list[str]) -> None:
 
     with ExitStack() as stack:
         if rank() > 0:
-            # Every process would create Hydra's folders and the MLflow run of a sweep. Only process 0 keeps them.
+            # Every process would create Hydra's folders and a sweep's MLflow run. Only process 0 must leave them.
             unused = stack.enter_context(tempfile.TemporaryDirectory())
             folders = [f"hydra.run.dir={unused}", f"hydra.sweep.dir={unused}"]
             arguments = [*arguments, *folders, "hydra.job_logging.root.level=WARNING", "tracking=none"]

@@ -1,4 +1,4 @@
-"""Overrides that the command line writes for the user: quoted, for a set, and for the next command."""
+"""Writes Hydra overrides for the user: quoted values, the overrides of a set, and the next commands."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-# Overrides that belong to one run and must not be repeated for another.
+# These overrides belong to one run and must not be repeated for another run.
 RUN_KEYS = re.compile(r"\+*(base\.(save_dir|save_method_dir|run_name|method)|train\.(save_ckpt_dir|resume))=")
 
 
@@ -14,7 +14,10 @@ def set_and_overrides(verb: str, arguments: list[str]) -> tuple[str, list[str], 
     """Splits the arguments of a verb into the folder of a set and overrides.
 
     Returns:
-        The folder, the overrides that restore the task, model and seed of the set, and the overrides of the user.
+        The folder, the overrides that restore the task, model and seed of the set, and the user's overrides.
+
+    Raises:
+        ValueError: the first argument is not a folder, or the folder holds no valid set.
 
     """
     from textdistill.distilled.dataset import DistilledDataset
@@ -34,14 +37,14 @@ def set_and_overrides(verb: str, arguments: list[str]) -> tuple[str, list[str], 
     if card.task != "unknown":
         made_for["data.task_name"] = card.task
     made_for |= {f"data.{key}": value for key, value in card.data.items() if key != "fingerprint"}
-    # The seed decides the rows of a split that is carved from others, and the learners of the stated score.
+    # The seed decides the rows of a split that is cut from another split, and the learners of the stated score.
     made_for |= {"data.path": stated("config", "data", "path"), "base.seed": stated("seed")}
     made_for["evaluate.n_eval_model"] = stated("scores", "accuracy", "n")
     return folder, [f"{key}={quoted(value)}" for key, value in made_for.items() if value is not None], overrides
 
 
 def after_run(run_dir: Path) -> dict[str, list[str]]:
-    """Commands that are useful after a run, by purpose."""
+    """Returns commands that are useful after a run, by purpose."""
     import yaml
 
     from textdistill.runs.folder import RunFolder

@@ -1,4 +1,4 @@
-"""The process: its rank, and which log messages it shows."""
+"""Reads the rank of the process and chooses its log messages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 
 
 def quiet_logs() -> None:
-    """Shows the log of this package at INFO, and of libraries the warnings and errors."""
+    """Shows this package's log at INFO. Shows only warnings and errors of libraries."""
     import transformers
 
     level = logging.WARNING if rank() > 0 else logging.INFO
@@ -19,5 +19,5 @@ def quiet_logs() -> None:
 
 
 def rank() -> int:
-    """The rank that torchrun gave to this process, which is known before torch is imported."""
+    """Returns the rank that torchrun gave to this process. The rank is known before torch is imported."""
     return int(os.environ.get("RANK", 0))

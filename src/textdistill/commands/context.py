@@ -1,4 +1,4 @@
-"""The data and the learner of a configuration, and what every score is reported with."""
+"""Loads the data and the learner of a configuration, and builds the results of every verb."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ class RunContext:
         config: the configuration.
         processes: the processes of the run.
         task: the texts of the splits.
-        learner: on this process's device.
+        learner: the learner, on this process's device.
         splits: the tokens of ``train``, ``validation`` and ``test``.
 
     Raises:
-        ValueError: the configuration or the data cannot work.
+        ValueError: the configuration or the data are invalid.
 
     """
 
@@ -60,7 +60,7 @@ class RunContext:
 
     @property
     def metadata(self) -> SetMetadata:
-        """The metadata of a set that is distilled from these data for this learner."""
+        """Returns the metadata of a set that is distilled from these data for this learner."""
         data = {
             "text_columns": list(self.task.text_columns),
             "label_column": self.config.data.label_column,
@@ -81,10 +81,10 @@ class RunContext:
         source: SetSource | None = None,
         peak_memory_bytes: int | None = None,
     ) -> RunResult:
-        """Puts scores on the test split together with the data, model, seed and versions that they belong to.
+        """Builds a result from scores on the test split and the data, model, seed and versions behind them.
 
         Raises:
-            FloatingPointError: a learner diverged, so that its loss is not finite.
+            FloatingPointError: a learner diverged, so its loss is not finite.
 
         """
         if not math.isfinite(scores["loss"].mean):
@@ -109,7 +109,7 @@ class RunContext:
         )
 
     def write(self, result: RunResult) -> None:
-        """Writes ``results.json`` of the run folder, in process 0."""
+        """Writes ``results.json`` to the run folder in process 0. Other processes write nothing."""
         if self.processes.main:
             result.write(self.config.run_folder.results)
 
@@ -117,11 +117,11 @@ class RunContext:
         """Raises ValueError unless the set fits the learner and has the classes of the data."""
         check_fits(distilled, self.learner)
         names, expected = distilled.metadata.class_names, self.task.class_names
-        # A set in the reference's format does not know its classes.
+        # A set in the reference implementation's format does not state its classes.
         if distilled.metadata.task != "unknown" and names != expected:
             raise ValueError(
                 f"the distilled set has classes {list(names)} (task {distilled.metadata.task!r}), but the data have"
-                f" {list(expected)} in this order; use the data it was made from"
+                f" {list(expected)} in this order; use the data that the set was made from"
             )
 
     def score(self, distilled: DistilledDataset) -> dict[str, Score]:

@@ -1,4 +1,4 @@
-"""``evaluate``, ``baseline`` and ``verify``: scores of saved sets and of baselines."""
+"""Implements ``evaluate``, ``baseline`` and ``verify``, which score saved sets and baselines."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from textdistill.runs.results import BaselineSettings, RunResult, SetSource
 def evaluate(distilled_dir: str | Path, config: RunConfig) -> RunResult:
     """Scores a saved set on the test split of ``config.data`` and writes ``results.json`` to the run folder.
 
-    If the encoder has other layers or heads than the one the set was made for, attention labels are left out.
+    Attention labels are left out if the encoder's layers or heads differ from the layers or heads of the set.
 
     Examples:
         >>> from textdistill import compose
@@ -68,10 +68,14 @@ def baseline(kind: str, config: RunConfig, training: Training = Training.inner_l
         2
 
     Args:
-        kind: ``full``, ``random``, ``k-centers`` or ``herding``; a coreset has as many samples as the distilled set
+        kind: ``full``, ``random``, ``k-centers`` or ``herding``. A coreset has as many samples as the distilled set
             of ``config`` would have.
-        config: the data, model and shape of the coreset.
-        training: of learners on a coreset, ``inner_loop`` or ``ordinary``.
+        config: the configuration of the data, the model and the shape of the coreset.
+        training: the training of learners on a coreset, ``inner_loop`` or ``ordinary``.
+
+    Raises:
+        ValueError: ``kind`` is unknown, or the configuration or the data are invalid.
+        FloatingPointError: a learner diverged.
 
     """
     if kind not in list(Baseline):
@@ -111,7 +115,7 @@ def baseline(kind: str, config: RunConfig, training: Training = Training.inner_l
 
 @dataclass(frozen=True)
 class Spread:
-    """A mean and its sample standard deviation over n learners; ``std`` is None where it is not known."""
+    """A mean and a sample standard deviation over n learners. ``std`` is None where it is unknown."""
 
     mean: float
     std: float | None
@@ -120,11 +124,11 @@ class Spread:
 
 @dataclass(frozen=True)
 class VerifiedMetric:
-    """A metric as the card of a set states it and as it was measured again.
+    """A metric that the card of a set states, compared with a new measurement.
 
     Attributes:
-        stated: by the card.
-        measured: on fresh learners.
+        stated: the score that the card states.
+        measured: the score that fresh learners reach.
         within: whether the two means differ by at most the stated standard deviation.
 
     """
@@ -136,13 +140,13 @@ class VerifiedMetric:
 
 @dataclass(frozen=True)
 class Verification:
-    """What ``verify`` returns.
+    """The result of ``verify``.
 
     Attributes:
-        metrics: by name.
-        same_data: whether the data are those that the card names.
-        same_model: whether the encoder is the one that the card names.
-        anomalies: what looks unusual in the tensors, a sentence each; see ``inspection``.
+        metrics: the verified metrics by name.
+        same_data: whether the card names the same data.
+        same_model: whether the card names the same encoder.
+        anomalies: one sentence for each unusual property of the tensors.
 
     """
 
@@ -153,25 +157,27 @@ class Verification:
 
     @property
     def verified(self) -> bool:
-        """Whether every metric is within its stated spread."""
+        """Returns whether every measured mean is within the stated standard deviation."""
         return all(metric.within for metric in self.metrics.values())
 
 
 def verify(distilled_dir: str | Path, config: RunConfig) -> Verification:
-    """Checks the files of a saved set, measures the score that its card states again, and looks for anomalies.
+    """Checks the files of a saved set, measures its stated score again, and looks for anomalies.
 
     Args:
-        distilled_dir: folder or hub id of the set.
-        config: the data and model to measure with.
+        distilled_dir: the folder or hub id of the set.
+        config: the configuration of the data and the model for the measurement.
 
     Raises:
-        ValueError: a file is damaged or was changed; the set does not fit; or its card states no score.
+        ValueError: a file was damaged or changed, the set does not fit, or the card states no score.
 
     """
     distilled = DistilledDataset.from_pretrained(distilled_dir)
     stated = distilled.metadata.provenance.get("scores")
     if not isinstance(stated, dict):
-        raise ValueError(f"{distilled_dir}: the card must state a score to be verified, as that of a finished run does")
+        raise ValueError(
+            f"{distilled_dir}: the card must state a score to be verified, but states none; use a finished run's set"
+        )
     context = RunContext(config, Processes())
     context.check(distilled)
     distilled.to(context.learner.device)

@@ -1,4 +1,4 @@
-"""``report`` and ``track``: what is made from the files of finished runs."""
+"""Implements ``report`` and ``track``, which read the files of runs that ended."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def report(paths: Sequence[str | Path], form: Format = Format.markdown) -> str:
 
     Raises:
         FileNotFoundError: a path holds no results.
-        ValueError: a file holds something else.
+        ValueError: a file was not written by this package.
 
     """
     results = find_results(paths)
@@ -30,14 +30,14 @@ def report(paths: Sequence[str | Path], form: Format = Format.markdown) -> str:
 
 
 def track(run_dir: str | Path) -> str:
-    """Completes, or makes, the MLflow run of a run folder from its files.
+    """Completes the MLflow run of a run folder from its files. Creates a missing MLflow run.
 
     Returns:
-        MLflow's id of the run.
+        The run's id in MLflow.
 
     Raises:
         FileNotFoundError: the folder holds no run.
-        ValueError: the run is still being written.
+        ValueError: another process is still writing the run.
         OSError: MLflow failed.
 
     """
@@ -54,7 +54,10 @@ def track(run_dir: str | Path) -> str:
             mlflow.close(Status.FINISHED if folder.results.exists() else Status.FAILED)
         except (ValueError, FileNotFoundError):
             raise
-        except Exception as error:  # MLflow's, its database's, the disk's
+        # MLflow, its database and the disk raise errors of many types.
+        except Exception as error:
             reason = str(error).strip().partition("\n")[0]
-            raise OSError(f"MLflow failed ({type(error).__name__}: {reason}); put it right and try again") from error
+            raise OSError(
+                f"MLflow failed ({type(error).__name__}: {reason}); remove the cause and try again"
+            ) from error
     return mlflow.run_id

@@ -1,8 +1,8 @@
-"""``textdistill tune``: an Optuna study of training runs that searches for a low validation loss.
+"""Implements ``textdistill tune``, an Optuna study of training runs that searches for a low validation loss.
 
-The search space is written like a Hydra sweep. Each trial is a run in a folder of its own that ends before its score.
-Only the best trial is scored on the test split. The seed and the earlier trials decide what a trial tries and when it
-is stopped, so a study that was killed reaches the same end as an uninterrupted study.
+The search space is written like a Hydra sweep. Each trial trains in its own run folder and is not scored. Only the best
+trial is scored on the test split. The seed and the earlier trials determine each trial's settings and when it stops. A
+killed study therefore reaches the same result as an uninterrupted study.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ from textdistill.training.trainer import Callback, StopTraining
 logger = logging.getLogger(__name__)
 
 STUDIES_FILE = "optuna.db"
-# Time limit for another process to create the tables of the study.
+# Creating the tables of the store takes seconds. Other processes wait at most this long for the tables.
 STORE_SECONDS = 60.0
-# The study's attribute with the settings and the search space that the study began with.
+# This attribute of the study holds the settings and the search space that the study began with.
 SETTINGS = "settings"
 
 
@@ -51,10 +51,11 @@ class TrialResult:
     """One trial of a study.
 
     Attributes:
-        number: 0 for the first trial.
+        number: the number of the trial, from 0.
         state: ``complete``, ``pruned`` or ``fail``.
         overrides: the settings that the trial tried.
-        validation_loss: of its best step; of its last validation if it was pruned; None if there is none.
+        validation_loss: the validation loss of the best step, or of the last validation of a pruned trial; None
+            without a validation.
 
     """
 
@@ -71,10 +72,10 @@ class TrialResult:
 
 @dataclass(frozen=True)
 class StudyResult:
-    """The end of a study.
+    """The result of a study.
 
     Attributes:
-        study: its name.
+        study: the name of the study.
         trials: all trials, in order.
         best: the complete trial with the lowest validation loss.
         overrides: the settings that reproduce the best trial with ``distill``.
@@ -94,21 +95,22 @@ class StudyResult:
 def tune(overrides: Sequence[str], trials: int = 20, study: str | None = None) -> StudyResult:
     """Searches the settings with the lowest validation loss, and scores the best run on the test split.
 
-    The first trial leaves every searched key at its default. TPE suggests the others. A trial is stopped when its
-    validation loss is worse than the median of the other trials at the same step. A study that was interrupted, or
-    that has fewer trials than asked for, goes on.
+    The first trial leaves every searched key at its default. The TPE sampler suggests the settings of later trials. A
+    trial stops if its validation loss is worse than the median of completed trials at the same step. A study that was
+    interrupted, or that has fewer trials than requested, continues.
 
     Args:
-        overrides: as on the command line of ``distill``. Overrides with several values make up the search space:
+        overrides: the overrides, as on the command line of ``distill``. Overrides with several values make up the
+            search space:
             ``key=a,b`` and ``key=choice(a,b)``, ``key=range(...)``, ``key=interval(a,b)``,
             ``key=tag(log,interval(a,b))``, ``key=tag(int,interval(a,b))``, ``key=tag(int,log,interval(a,b))``.
-        trials: number of trials of the study, at least 1; pruned and diverged trials count.
-        study: name of the study and of the folder of its runs in ``base.save_dir_root``; None for
+        trials: the number of trials of the study, at least 1. Pruned and diverged trials count.
+        study: the name of the study and of its folder in ``base.save_dir_root``; None for
             ``base.experiment_name``.
 
     Raises:
-        ValueError: no key has several values, a setting cannot be searched, or the study began with other settings;
-            or as ``distill``.
+        ValueError: no key has several values, a setting cannot be searched, the study began with other settings, or
+            ``distill`` rejects the configuration.
         FloatingPointError: every trial diverged.
 
     """
@@ -138,7 +140,7 @@ def tune(overrides: Sequence[str], trials: int = 20, study: str | None = None) -
 
 @contextmanager
 def _sweep_run(base: RunConfig, name: str, overrides: Sequence[str]) -> Iterator[None]:
-    """Gives the runs of a study a parent in MLflow, whose status is the outcome of the block."""
+    """Gives the runs of a study a parent in MLflow. The parent's status is the outcome of the block."""
     if base.tracking is not Tracking.mlflow:
         yield
         return
@@ -172,26 +174,26 @@ def _best(trials: Sequence[TrialResult], name: str) -> TrialResult:
     complete = [trial for trial in trials if trial.state == "complete"]
     if not complete:
         raise FloatingPointError(
-            f"at least one trial of study {name} must come to its end, got none of {len(trials)}: lower the"
+            f"at least one trial of study {name} must complete, got none of {len(trials)}; lower the"
             " learning rates or narrow the search, and choose another --study"
         )
     return min(complete, key=lambda trial: cast(float, trial.validation_loss))
 
 
 def search_space(overrides: Sequence[str]) -> tuple[list[str], dict[str, BaseDistribution]]:
-    """The overrides with one value, and by key what those with several ask to search.
+    """Splits overrides into overrides with one value and the search space, which has a distribution for each key.
 
-    Choices are kept as the text that the override for them takes.
+    Each choice stays the text that an override takes.
 
     Raises:
-        ValueError: an override is not one of Hydra's, or none has several values.
+        ValueError: Hydra cannot read an override, or no override has several values.
 
     """
     try:
         parsed = OverridesParser.create().parse_overrides(list(overrides))
     except HydraException as error:
         raise ValueError(f"cannot read the overrides: {error}") from error
-    # Of two for one key the last one counts.
+    # Of two overrides for one key, the last counts.
     by_key = {override.get_key_element(): override for override in parsed}
     fixed = [str(override.input_line) for override in by_key.values() if not override.is_sweep_override()]
     space = {key: _distribution(override) for key, override in by_key.items() if override.is_sweep_override()}
@@ -214,13 +216,13 @@ def _distribution(override: Override) -> BaseDistribution:
                 return IntDistribution(int(value.start), int(value.end), log=log)
             return FloatDistribution(value.start, value.end, log=log)
         if isinstance(value, RangeSweep):
-            # As -m has it: without the stop.
+            # A Hydra sweep also leaves out the stop of a range.
             values = sorted(value.range())
             low, high, step = values[0], values[-1], abs(value.step)
             if all(isinstance(number, int) for number in values):
                 return IntDistribution(low, high, step=int(step))
             return FloatDistribution(low, high, step=step)
-        # Sorted: shuffle() must not make another space of it when the study goes on.
+        # Sort the choices: shuffle() must not change the search space when the study continues.
         return CategoricalDistribution(sorted(set(override.sweep_string_iterator())))
     except (ValueError, IndexError, HydraException) as error:
         raise ValueError(f"{override.input_line} must be a search that Optuna can make: {error}") from error
@@ -229,18 +231,19 @@ def _distribution(override: Override) -> BaseDistribution:
 def _check(base: RunConfig, fixed: Sequence[str], space: Mapping[str, BaseDistribution], name: str) -> None:
     if not re.fullmatch(r"[\w.-]+", name):
         raise ValueError(f"--study must be letters, digits, '.', '-' and '_', got {name!r}")
-    given = {override.partition("=")[0] for override in fixed} | set(space)
+    stated_keys = {override.partition("=")[0] for override in fixed} | set(space)
     for key in ("base.save_dir", "base.run_name", "base.sweep", "train.save_ckpt_dir", "train.resume"):
-        if key in given:
+        if key in stated_keys:
             raise ValueError(f"{key} must be left out of tune, which sets it for every trial; --study names the folder")
     if base.data.protocol is Protocol.paper:
         raise ValueError(
-            "data.protocol must be clean for tune, got paper: the best trial would be chosen on the reported split"
+            "data.protocol must be clean for tune, got paper: the best trial would be chosen on the test split; set"
+            " data.protocol=clean"
         )
     if base.train.skip_train:
         raise ValueError("train.skip_train must be false for tune, got true: without training there is no validation")
     base.check()
-    # Every searched key, and the type of its values, before there is a study.
+    # Check every searched key and the type of its values before the study is created.
     for key, asked in space.items():
         ends = asked.choices if isinstance(asked, CategoricalDistribution) else (asked.low, asked.high)  # type: ignore[attr-defined]
         for value in ends:
@@ -248,21 +251,21 @@ def _check(base: RunConfig, fixed: Sequence[str], space: Mapping[str, BaseDistri
 
 
 def _open(root: Path, name: str, base: RunConfig, space: Mapping[str, BaseDistribution]) -> optuna.Study:
-    """The study, new with the defaults as its first trial, or as it was left."""
+    """Opens the study or creates it with the defaults as its first trial."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with FileLock(root / f"{STUDIES_FILE}.lock", timeout=STORE_SECONDS):
         study = optuna.create_study(
             storage=f"sqlite:///{root.resolve() / STUDIES_FILE}", study_name=name, load_if_exists=True
         )
-    # Through JSON, as the saved ones were.
+    # The saved settings went through JSON, so the current settings must as well.
     settings = json.loads(json.dumps(base.fixed() | {key: str(asked) for key, asked in space.items()}))
     begun = study.user_attrs.get(SETTINGS, settings)
     differ = [key for key in sorted(begun.keys() | settings.keys()) if begun.get(key) != settings.get(key)]
     if differ:
         listed = ", ".join(f"{key} (was {begun.get(key)}, now {settings.get(key)})" for key in differ)
         raise ValueError(
-            f"study {name} goes on only with the settings and the search that it began with; they differ in {listed};"
-            " restore these, or choose another --study"
+            f"study {name} must keep the settings and the search space that it began with, which differ in {listed};"
+            " restore these settings, or choose another --study"
         )
     study.set_user_attr(SETTINGS, settings)
     if not study.trials:
@@ -271,8 +274,8 @@ def _open(root: Path, name: str, base: RunConfig, space: Mapping[str, BaseDistri
 
 
 def _defaults(base: RunConfig, space: Mapping[str, BaseDistribution]) -> dict[str, Any]:
-    """The configuration's own values of the searched keys, where the search could find them."""
-    settings, found = dict(flatten(asdict(base))), {}
+    """Returns the configuration's values of the searched keys, except values outside the search space."""
+    settings, defaults = dict(flatten(asdict(base))), {}
     for key, asked in space.items():
         value = settings.get(key)
         if isinstance(asked, CategoricalDistribution):
@@ -282,18 +285,18 @@ def _defaults(base: RunConfig, space: Mapping[str, BaseDistribution]) -> dict[st
             assert isinstance(asked, IntDistribution | FloatDistribution)
             inside = value is not None and asked.low <= value <= asked.high and asked.step in (None, 1)
         if inside:
-            found[key] = value
-    return found
+            defaults[key] = value
+    return defaults
 
 
 def _next(study: optuna.Study, trials: int, seed: int) -> Trial | None:
-    """The trial that a process left when it died, else a new one, else None for the end."""
+    """Returns the trial that a dead process left, or a new trial, or None if the study is complete."""
     states = [trial.state for trial in study.trials]
     if TrialState.RUNNING in states:
         number = states.index(TrialState.RUNNING)
     else:
         number = len(states) - states.count(TrialState.WAITING)
-    # The draws of a trial belong to its number, whichever process makes it.
+    # The number of a trial seeds its draws, so every process draws the same settings.
     study.sampler = TPESampler(seed=stream_seed(seed, "trial", number) % 2**32)
     study.pruner = MedianPruner()
     if TrialState.RUNNING in states:
@@ -311,11 +314,11 @@ def _suggest(trial: Trial, key: str, asked: BaseDistribution) -> Any:
 
 
 def _run(study: optuna.Study, trial: Trial, config: RunConfig) -> None:
-    """Makes a trial; where it is interrupted, or fails for a reason outside it, it stays open and goes on next time."""
+    """Runs a trial. A trial that is interrupted or fails for an external reason continues in the next call."""
     try:
         config.check()
     except ValueError as error:
-        logger.warning("trial %d cannot be made: %s", trial.number, error)
+        logger.warning("trial %d cannot run: %s", trial.number, error)
         study.tell(trial, state=TrialState.FAIL)
         return
     try:
@@ -333,8 +336,8 @@ def _run(study: optuna.Study, trial: Trial, config: RunConfig) -> None:
 
 
 def _report_to(trial: Trial) -> Callback:
-    """A callback that reports validation losses to the trial, and stops a trial that Optuna prunes."""
-    # A process that died may have reported steps after its last checkpoint; Optuna accepts each step once.
+    """Returns a callback that reports validation losses to a trial and stops the trial if Optuna prunes it."""
+    # A dead process may have reported steps after its last checkpoint. Optuna accepts each step once.
     reported = set(trial.study.trials[trial.number].intermediate_values)
 
     def report(step: int, metrics: Mapping[str, float]) -> None:

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Writes files whole or not at all."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file to write beside ``path``; at the end of the block it is synced and takes the name ``path``.
+    """Yields a temporary file beside ``path``, which replaces ``path`` at the end of the block.
 
-    An error leaves an earlier file as it was, and no temporary file.
+    The temporary file is synced to the disk first. An error leaves an earlier file unchanged and no temporary file.
     """
     part = path.with_name(f".{path.name}.part")
-    part.unlink(missing_ok=True)  # left by a process that died; a link there must not be written through
+    # A dead process may have left this file. A link of this name must not redirect the writing.
+    part.unlink(missing_ok=True)
     try:
         yield part
         sync([part])
@@ -26,7 +27,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def sync(paths: Iterable[Path]) -> None:
-    """Wait until files, or the entries of folders, are on the disk."""
+    """Waits until files, or the entries of folders, are on the disk."""
     for path in paths:
         descriptor = os.open(path, os.O_RDONLY)
         try:

@@ -1,4 +1,4 @@
-"""The processes of a run, one or several, and the values that they exchange.
+"""Connects the processes of a run, one or several, which torchrun starts.
 
     torchrun --nproc_per_node N -m textdistill distill ...
 
@@ -23,15 +23,15 @@ T = TypeVar("T")
 
 
 class Processes:
-    """The processes of the run, seen from one of them. All processes must call the same methods in the same order.
+    """The group of processes of a run. All processes must call the same methods in the same order.
 
     Attributes:
-        rank: number of this process, from 0; process 0 writes files.
-        count: number of processes.
+        rank: the number of this process, from 0. Process 0 writes files.
+        count: the number of processes.
         device: the device that this process computes on.
 
     Raises:
-        ValueError: several were started, but they cannot reach each other.
+        ValueError: several processes were started but cannot reach each other.
 
     """
 
@@ -50,12 +50,12 @@ class Processes:
 
     @property
     def main(self) -> bool:
-        """Whether this is process 0, which writes."""
+        """Returns whether this process is process 0, which writes files."""
         return self.rank == 0
 
     @property
     def peak_memory_bytes(self) -> int:
-        """Peak memory of this process in bytes: of tensors on the GPU or, without a GPU, of the whole process."""
+        """Returns this process's peak memory in bytes: tensors on the GPU or, without a GPU, the whole process."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
         # macOS reports bytes; other systems report kilobytes.
@@ -71,7 +71,7 @@ class Processes:
         return [part.view_as(tensor) for part, tensor in zip(parts, tensors, strict=True)]
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag of any process is set."""
+        """Returns whether any process sets its flag."""
         return any(self.gather([flag]))
 
     def gather(self, values: list[T]) -> list[T]:

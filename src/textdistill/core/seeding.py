@@ -1,8 +1,8 @@
-"""Named, independent random streams from one seed.
+"""Derives named, independent random streams from one seed.
 
-Every random draw of the package comes from a stream with a name and, where there are several of a kind, an
-index: ``generator(seed, "head", "evaluation", 3)``. Streams do not depend on each other or on the order in
-which they are opened, so learner 3 is the same whether 10 or 100 learners are drawn.
+Every random draw of the package comes from a stream with a name and, if needed, an index. An example is
+``generator(seed, "head", "evaluation", 3)``. Streams do not depend on each other or on the order of their opening.
+Learner 3 is therefore the same whether 10 or 100 learners are drawn.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 
 
 def stream_seed(seed: int, *name: str | int) -> int:
-    """Seed of the stream called ``name``, a hash of the run's seed and the name.
+    """Returns the seed of the stream called ``name``, which is a hash of the run's seed and the name.
 
     Args:
         seed: the run's seed (``base.seed``).
@@ -28,8 +28,8 @@ def stream_seed(seed: int, *name: str | int) -> int:
 
 
 def generator(seed: int, *name: str | int) -> torch.Generator:
-    """A CPU generator at the start of the stream called ``name``.
+    """Returns a CPU generator at the start of the stream called ``name``.
 
-    Draws are made on the CPU and moved, so that they are the same on every device.
+    The caller draws on the CPU and then moves the values. The values are therefore the same on every device.
     """
     return torch.Generator().manual_seed(stream_seed(seed, *name))

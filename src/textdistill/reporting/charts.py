@@ -1,4 +1,4 @@
-"""The geometry of a line chart: numbers in, coordinates and their labels out; a template draws them."""
+"""Computes the coordinates and labels of a line chart. A template draws them."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from dataclasses import dataclass
 WIDTH, HEIGHT = 420, 230
 LEFT, RIGHT, TOP, BOTTOM = 54, 24, 14, 40
 TICKS = 5
-# With more points than that a line has no dots.
+# A line with more points than this has no dots.
 DOTS = 60
-# As good as 0: a power of ten near the least of all floats is not exact.
+# Values up to this size count as 0, because powers of ten near the least float are not exact.
 ZERO = 1e-300
 
 
 @dataclass(frozen=True)
 class Series:
-    """A line: points with x growing, and for each the half width of a band around it, or None."""
+    """A line through points in ascending x. ``spread`` is the half width of a band around each point, or None."""
 
     name: str
     points: Sequence[tuple[float, float]]
@@ -36,15 +36,15 @@ class DrawnLine:
 
 @dataclass(frozen=True)
 class Chart:
-    """What there is to draw in ``WIDTH`` by ``HEIGHT``.
+    """A line chart in the coordinates of the drawing, ``WIDTH`` by ``HEIGHT``.
 
     Attributes:
-        title: what it shows.
-        text: the same in words, for those who do not see it.
-        lines: in the order of the series.
-        x_ticks: coordinates and labels on the horizontal axis...
-        y_ticks: ...and on the vertical one.
-        mark: horizontal coordinate of what is marked, or None.
+        title: the quantity that the chart shows.
+        text: the chart in words, for readers who cannot see it.
+        lines: the lines, in the order of the series.
+        x_ticks: the coordinate and label of each tick on the horizontal axis.
+        y_ticks: the coordinate and label of each tick on the vertical axis.
+        mark: the horizontal coordinate of the marked step; None without a mark.
 
     """
 
@@ -63,12 +63,12 @@ class Chart:
 
 
 def line_chart(title: str, series: Sequence[Series], mark: float | None = None) -> Chart | None:
-    """A chart of the series that have points, over outer steps from 0; None if none has.
+    """Draws the series that have points over outer steps from 0. Returns None if no series has points.
 
     Args:
-        title: what the values are.
-        series: of one unit.
-        mark: an x to mark.
+        title: the quantity that the chart shows.
+        series: the series, whose values share one unit.
+        mark: the outer step to mark; None for no mark.
 
     """
     series = [line for line in series if line.points]
@@ -122,9 +122,9 @@ def _in_words(line: Series) -> str:
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """At least two evenly spaced round numbers, the first at most ``low`` and the last at least ``high``."""
+    """Returns two or more evenly spaced round numbers. They start at or below ``low`` and end at or above ``high``."""
     scale, span = max(abs(low), abs(high)), high - low
-    # Between values that differ by rounding there are no round numbers.
+    # Values that differ only by rounding have no round numbers between them.
     if span <= max(1e-9 * scale, ZERO):
         span = scale if scale > ZERO else 1.0
     magnitude = 10.0 ** math.floor(math.log10(span / (TICKS - 1)))

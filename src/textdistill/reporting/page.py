@@ -1,7 +1,7 @@
-"""Renders one self-contained HTML report; attention maps need the model.
+"""Renders one self-contained HTML report.
 
-Values from files are never markup. The template escapes them, or writes them as JSON that the page's script inserts as
-text.
+Values from files are never markup. The template escapes each value or writes it as JSON. The page's script inserts
+the JSON values as text.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from textdistill.reporting.sample_view import Limits
 from textdistill.reporting.tables import HEADINGS, mean_and_std, row_cells
 from textdistill.runs.folder import RESULTS_FILE
 
-# Columns that describe what was scored.
+# These columns describe the set or the baseline that was scored.
 SHAPE_COLUMNS = ("method", "per_class", "steps", "labels", "attention", "positions")
 
 
 class Cell(NamedTuple):
-    """A value to sort by, and its text."""
+    """The value that sorts a cell, and the text that the cell shows."""
 
     value: object
     text: str
@@ -49,9 +49,9 @@ class ResultTable:
     """A table with a row for each result.
 
     Attributes:
-        columns: headings of the columns that are shown.
-        numbers: those of ``columns`` that hold numbers.
-        rows: a cell for each column, shown or not.
+        columns: the headings of the visible columns.
+        numbers: the headings of the visible columns that hold numbers.
+        rows: a cell for each column, visible or hidden.
 
     """
 
@@ -62,7 +62,7 @@ class ResultTable:
 
 @dataclass(frozen=True)
 class SweepRun:
-    """Settings and metrics of one run of a sweep."""
+    """The settings and the metrics of one run in a sweep."""
 
     settings: dict[str, str]
     metrics: dict[str, float]
@@ -70,7 +70,7 @@ class SweepRun:
 
 @dataclass(frozen=True)
 class Sweep:
-    """Runs that differ in two settings or more; the seed counts as a setting."""
+    """Runs that differ in two settings or more. The seed counts as a setting."""
 
     keys: list[str]
     metrics: list[str]
@@ -83,11 +83,11 @@ class PageGroup:
 
     Attributes:
         scope: task, protocol and model.
-        rows: seeds of the same settings together.
-        table: each result alone.
-        headline: the row of the run that is described in detail; None if no run can be chosen.
-        sweep: None unless the runs differ in two settings or more.
-        detail: None if no run left its distilled set.
+        rows: one row for all seeds of the same settings.
+        table: one row for each result.
+        headline: the row of the run that the page describes in detail; None if no run can be chosen.
+        sweep: the sweep; None unless the runs differ in two settings or more.
+        detail: the description of the headline run; None if its folder holds no distilled set.
 
     """
 
@@ -100,20 +100,20 @@ class PageGroup:
 
 
 def page(results: Sequence[StoredResult]) -> str:
-    """The page about the results.
+    """Returns the HTML page about the results.
 
-    For each task, protocol and model the page describes one run in detail: of the runs with a distilled set in their
-    folder, the run with the lowest validation loss.
+    The page describes one run in detail for each task, protocol and model. This run has the lowest validation loss
+    among the runs with a distilled set in their folder.
     """
     return render(contents(results))
 
 
 def contents(results: Sequence[StoredResult], limits: Limits | None = None) -> list[PageGroup]:
-    """What the page shows, before it is formatted: a group for each task, protocol and model.
+    """Returns the content of the page before it is formatted: a group for each task, protocol and model.
 
     Args:
-        results: at least one.
-        limits: of attention maps and tokens on the whole page.
+        results: at least one result.
+        limits: the limits of attention maps and tokens on the whole page; None for the defaults.
 
     """
     names = _names(stored.path for stored in results)
@@ -135,7 +135,7 @@ def contents(results: Sequence[StoredResult], limits: Limits | None = None) -> l
 
 
 def render(groups: Sequence[PageGroup]) -> str:
-    """The page as HTML. Only its own script may run, and nothing may be fetched."""
+    """Renders the page as HTML. The page runs only its own script and fetches nothing."""
     templates = files("textdistill.reporting") / "templates"
     style, script = ((templates / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     environment = Environment(
@@ -150,16 +150,22 @@ def render(groups: Sequence[PageGroup]) -> str:
 
 
 def _names(paths: Iterable[Path]) -> dict[Path, str]:
-    """Names each result by the part of its folder that differs; a file of an unusual name is named too."""
-    places = {path: path.parent if path.name == RESULTS_FILE else path for path in paths}
-    common = Path(os.path.commonpath(places.values()))
-    return {path: place.name if place == common else str(place.relative_to(common)) for path, place in places.items()}
+    """Names each result by the part of its folder's path that differs.
+
+    The name includes the file if the file is not called ``results.json``.
+    """
+    named_paths = {path: path.parent if path.name == RESULTS_FILE else path for path in paths}
+    common = Path(os.path.commonpath(named_paths.values()))
+    return {
+        path: named.name if named == common else str(named.relative_to(common)) for path, named in named_paths.items()
+    }
 
 
 def _headline(distilled: Sequence[StoredResult]) -> StoredResult | None:
-    """The result with the lowest validation loss, of those with a distilled set in their folder if there are any.
+    """Returns the result with the lowest validation loss.
 
-    None if there are several, and none of them has a set or a validation loss.
+    Results with a distilled set in their folder have priority. Returns None if there are several results, no folder
+    holds a set, and no result has a validation loss.
     """
     complete = [stored for stored in distilled if stored.folder.distilled.is_dir()]
     best = min(complete or distilled, key=lambda stored: stored.validation.get("loss", float("inf")), default=None)
@@ -169,12 +175,12 @@ def _headline(distilled: Sequence[StoredResult]) -> StoredResult | None:
 
 
 def _table(results: Sequence[StoredResult], names: Mapping[Path, str]) -> ResultTable:
-    """A row for each result; columns in which all results agree are not shown."""
+    """Builds a table with a row for each result. A column in which all results agree is hidden."""
     keys = [key for key in varying_settings(results) if key not in COLUMN_KEYS]
     described = [*(HEADINGS[name] for name in SHAPE_COLUMNS), *keys, "seed"]
     rows = [_table_row(stored, names[stored.path], keys) for stored in results]
     texts = {name: {row[name].text for row in rows} for name in rows[0]}
-    # A description that is the same for all results distinguishes none of them.
+    # A column of descriptions helps only if the results differ in it.
     columns = [name for name in texts if len(texts[name]) > 1 or (name not in described and texts[name] != {""})]
     numbers = [name for name in columns if any(isinstance(row[name].value, int | float) for row in rows)]
     return ResultTable(columns, numbers, rows)
@@ -214,7 +220,7 @@ def _sweep(distilled: Iterable[StoredResult]) -> Sweep | None:
         metrics = {
             f"validation {name}": value for name, value in stored.validation.items() if not name.endswith("_std")
         }
-        metrics |= {f"reported {name}": score.mean for name, score in stored.result.metrics.items()}
+        metrics |= {f"test {name}": score.mean for name, score in stored.result.metrics.items()}
         runs.append(SweepRun({key: spelled(stored.settings.get(key)) for key in keys}, metrics))
     return Sweep(keys, list(dict.fromkeys(name for run in runs for name in run.metrics)), runs)
 

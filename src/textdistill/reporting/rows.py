@@ -20,7 +20,7 @@ from textdistill.runs.metrics import flatten
 from textdistill.runs.mlflow import ARTIFACTS
 from textdistill.runs.results import RunResult, Score
 
-# Keys of config.yaml that have a column of their own.
+# Each of these keys of config.yaml has its own column.
 COLUMN_KEYS = {
     "distilled_data.data_per_label",
     "distilled_data.label_type",
@@ -28,7 +28,7 @@ COLUMN_KEYS = {
     "distilled_data.seq_length",
     "learner_train.train_step",
 }
-# Keys of config.yaml that never distinguish two settings: names, paths, scoring, and keys that follow other keys.
+# These keys of config.yaml never distinguish two rows: names, paths, scoring, and keys that follow other keys.
 IGNORED_KEYS = re.compile(rf"base\..*|evaluate\..*|model\.task_name|train\.inner_loop|{CHANGEABLE.pattern}")
 
 
@@ -48,12 +48,12 @@ class Group(NamedTuple):
         protocol: ``clean`` or ``paper``.
         model: the encoder that was fine-tuned.
         method: ``distilled``, ``full data``, or the selection and training of real samples.
-        per_class: samples of each class.
-        steps: inner steps.
+        per_class: the number of samples of each class.
+        steps: the number of inner steps.
         labels: ``distilled_data.label_type``.
         attention: ``distilled_data.attention_label_type``.
         positions: ``distilled_data.seq_length``.
-        settings: the other settings in which the distilled sets of this scope differ, as ``key=value, ...``.
+        settings: the other settings in which the distilled sets of the scope differ, as ``key=value, ...``.
 
     """
 
@@ -70,7 +70,7 @@ class Group(NamedTuple):
 
     @property
     def scope(self) -> Scope:
-        """Task, protocol and model."""
+        """Returns the task, protocol and model."""
         return Scope(self.task, self.protocol, self.model)
 
 
@@ -80,13 +80,13 @@ FULL_DATA = "full data"
 
 @dataclass(frozen=True)
 class StoredResult:
-    """A result and where it is stored.
+    """A result and the file that holds it.
 
     Attributes:
         path: the file that holds the result.
         result: what the file holds.
-        settings: values of ``config.yaml`` in the same folder, by dotted key. Keys that never distinguish two settings
-            are left out. Empty if there is no such file.
+        settings: the values of ``config.yaml`` in the same folder, by dotted key. Keys that never distinguish two
+            rows are left out. The mapping is empty without a ``config.yaml``.
 
     """
 
@@ -96,23 +96,23 @@ class StoredResult:
 
     @property
     def folder(self) -> RunFolder:
-        """The run folder, if the file lies in one."""
+        """Returns the folder of the file, which is the run folder if a run wrote the file."""
         return RunFolder(self.path.parent)
 
     @property
     def scope(self) -> Scope:
-        """Task, protocol and model."""
+        """Returns the task, protocol and model."""
         return Scope(self.result.task, self.result.protocol, self.result.model.name)
 
     @property
     def validation(self) -> Mapping[str, float]:
-        """Metrics of the best outer step on validation; empty if the result has none."""
+        """Returns the validation metrics of the best outer step; empty if the result has none."""
         training = self.result.training
         return {} if training is None or training.validation is None else training.validation
 
     @property
     def best_step(self) -> int | None:
-        """The outer step with the lowest validation loss, if there was one."""
+        """Returns the outer step with the lowest validation loss; None if the run had no validation."""
         return None if self.result.training is None else self.result.training.best_step
 
 
@@ -122,16 +122,17 @@ class ReportRow:
 
     Attributes:
         group: the values that the results share.
-        split: the rows of the test split, in words.
-        rows: the number of these rows.
-        seeds: of the results, ascending.
-        metrics: each metric over all learners of all seeds.
-        results: the results themselves.
-        outer_steps: mean over the results; None unless all of them were distilled.
-        minutes: mean training time; None unless all of them were distilled.
-        of_full: mean accuracy divided by that of full data on the same rows; None without such results.
-        over_random: mean accuracy minus that of equally many random real samples after equally many inner steps; None
-            without such results.
+        split: the source of the test split, in words.
+        rows: the number of rows in the test split.
+        seeds: the seeds of the results, ascending.
+        metrics: the score by metric, over all learners of all seeds.
+        results: the stored results.
+        outer_steps: the mean number of outer steps; None unless every result belongs to a distillation run.
+        minutes: the mean training time; None unless every result belongs to a distillation run.
+        of_full: the mean accuracy divided by the mean accuracy of full data on the same rows; None without a result of
+            full data.
+        over_random: the mean accuracy minus the mean accuracy of random real samples. The samples are equally many and
+            are trained for equally many inner steps. None without such a baseline.
 
     """
 
@@ -148,18 +149,18 @@ class ReportRow:
 
     @property
     def accuracy(self) -> Score:
-        """Over all learners of all seeds."""
+        """Returns the accuracy over all learners of all seeds."""
         return self.metrics["accuracy"]
 
 
 def find_results(paths: Iterable[str | Path]) -> list[StoredResult]:
     """Reads the results in files, run folders, and folders of run folders.
 
-    A file that is found twice counts once. The copies that MLflow keeps are skipped.
+    A file that several paths name counts once. MLflow's copies are skipped.
 
     Raises:
         FileNotFoundError: a path holds no results.
-        ValueError: a file is not one that this package wrote.
+        ValueError: a file was not written by this package.
 
     """
     stored: dict[Path, StoredResult] = {}
@@ -177,7 +178,7 @@ def find_results(paths: Iterable[str | Path]) -> list[StoredResult]:
 
 
 def read_config(run_dir: Path) -> dict[str, Any]:
-    """Reads ``config.yaml`` of a run folder; empty if there is none.
+    """Reads ``config.yaml`` of a run folder. The result is empty if the file does not exist.
 
     Raises:
         ValueError: the file is not a configuration.
@@ -196,7 +197,7 @@ def read_config(run_dir: Path) -> dict[str, Any]:
 
 
 def varying_settings(results: Iterable[StoredResult]) -> list[str]:
-    """The settings that have more than one value among the results."""
+    """Returns the keys of the settings that have several values among the results."""
     values: dict[str, set[str]] = {}
     for stored in results:
         for key, value in stored.settings.items():
@@ -205,9 +206,10 @@ def varying_settings(results: Iterable[StoredResult]) -> list[str]:
 
 
 def report_rows(results: Iterable[StoredResult]) -> list[ReportRow]:
-    """One row for each group of results that differ at most in seed, compared with the baselines of its scope.
+    """Returns one row for each group of results that differ at most in seed.
 
-    Rows are ordered by scope. Within a scope distilled sets come first and full data last.
+    Each row is compared with the baselines of its scope. Rows are ordered by scope. Within a scope, sets distilled for
+    the scored model come first and full data last.
     """
     rows = []
     for _, same_scope in groupby(sorted(results, key=_scope), key=_scope):
@@ -221,7 +223,7 @@ def report_rows(results: Iterable[StoredResult]) -> list[ReportRow]:
 
 
 def spelled(value: object) -> str:
-    """A setting as ``config.yaml`` spells it: null, true, a string without quotes."""
+    """Returns a setting as ``config.yaml`` spells it, such as null, true, or a string without quotes."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
@@ -230,7 +232,7 @@ def _scope(stored: StoredResult) -> Scope:
 
 
 def _group(stored: StoredResult, names: Sequence[str] = ()) -> Group:
-    """The group of a result; ``names`` are the settings that distinguish groups beyond the columns."""
+    """Returns the group of a result. ``names`` are the settings without a column that distinguish groups."""
     result, shape = stored.result, stored.result.shape
     if shape is None:
         baseline = result.baseline
@@ -253,7 +255,7 @@ def _group(stored: StoredResult, names: Sequence[str] = ()) -> Group:
 
 
 def _order(group: Group) -> tuple[object, ...]:
-    """Sets distilled for the model first, full data last; None before any number."""
+    """Returns a sort key: sets distilled for the scored model first, full data last, and None before any number."""
     rank = {"distilled": 0, FULL_DATA: 2}.get(group.method, 1)
     return (*group.scope, rank, group.method, *((value is not None, value) for value in group[4:]))
 

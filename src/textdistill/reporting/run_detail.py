@@ -1,4 +1,4 @@
-"""What a page shows of one run folder: its distilled set, learning curves, cost and configuration."""
+"""Reads a run folder for a page: its distilled set, learning curves, cost and configuration."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ from textdistill.runs.folder import RunFolder
 from textdistill.runs.metrics import MetricLine, flatten, read_lines
 from textdistill.runs.results import RunResult
 
-# Learned rates that are drawn; of more inner steps an even selection is drawn.
+# The chart draws at most this many learned rates, evenly selected from the inner steps.
 MAX_RATES = 6
+# The table of learning curves shows the metrics whose names begin so.
 RECORDED = ("train_loss", "validation_", "lr.", "step_seconds")
 
 
 @dataclass(frozen=True)
 class Curves:
-    """Numbers of the learning curves: for each outer step with a record the value of each metric, or None."""
+    """The values of the metrics for each recorded outer step; None where a metric has no value."""
 
     metrics: list[str]
     values: dict[int, list[float | None]]
@@ -37,23 +38,23 @@ class RunDetail:
     """A run and its distilled set.
 
     Attributes:
-        name: the run folder, as the page calls it.
-        result: what ``results.json`` holds.
-        metadata: what the set was made for and from.
-        shape: settings of the set.
-        inner: settings of its inner loop.
-        samples: name of each sample.
-        labels: (N, C).
+        name: the page's name for the run folder.
+        result: the content of ``results.json``.
+        metadata: the task, model and data of the set.
+        shape: the settings of the set.
+        inner: the settings of the inner loop.
+        samples: the name of each sample.
+        labels: the learned labels, (N, C).
         biggest_label: the greatest absolute value of ``labels``, above 0.
         lr: the learning rate of each inner step.
-        lr_scales: least and greatest learned multiple of ``lr`` of a parameter, if the parameters have their own.
-        bytes: size of the set's folder.
+        lr_scales: the least and the greatest learned multiple of ``lr`` among the parameters; None if none is learned.
+        bytes: the size of the set's folder.
         anomalies: a sentence for each unusual property of the set.
-        view: attention and nearest tokens of the first samples.
-        charts: learning curves, as far as they were recorded.
-        curves: their numbers.
-        step_seconds: median time of an outer step, if it was recorded.
-        configuration: key and value of each setting, by group of ``config.yaml``.
+        view: the attention and the nearest tokens of the first samples.
+        charts: a chart for each recorded group of learning curves.
+        curves: the numbers of the learning curves.
+        step_seconds: the median time of an outer step; None if it was not recorded.
+        configuration: the key and value of each setting, by group of ``config.yaml``.
         command: the command line; None if Python started the run.
 
     """
@@ -83,8 +84,8 @@ def read_detail(stored: StoredResult, name: str, limits: Limits) -> RunDetail:
 
     Args:
         stored: the result.
-        name: what the page calls the run.
-        limits: of attention maps and tokens.
+        name: the page's name for the run.
+        limits: the limits of attention maps and tokens.
 
     """
     folder = stored.folder
@@ -115,7 +116,7 @@ def read_detail(stored: StoredResult, name: str, limits: Limits) -> RunDetail:
 
 
 def _charts(lines: Sequence[MetricLine], best_step: int | None) -> list[Chart]:
-    """Charts of losses, other validation metrics, learned rates and the time of a step, as far as recorded."""
+    """Draws the recorded losses, other validation metrics, learned rates and times of a step."""
 
     def series(name: str, key: str) -> Series:
         recorded = [(line, value) for line in lines if (value := line.values.get(key)) is not None]
@@ -147,7 +148,7 @@ def _curves(lines: Sequence[MetricLine]) -> Curves:
 
 
 def _recorded(lines: Sequence[MetricLine]) -> list[str]:
-    """The names in ``metrics.jsonl``, in the order of their first record."""
+    """Returns the names of the metrics, in the order of their first record."""
     return list(dict.fromkeys(name for line in lines for name in line.values))
 
 

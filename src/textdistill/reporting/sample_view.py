@@ -1,4 +1,4 @@
-"""What a page shows of learned samples: their attention labels, the learner's own attention, and nearest tokens."""
+"""Prepares learned samples for a page: attention labels, the learner's own attention, and nearest tokens."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from textdistill.method.losses import attention_divergence
 
 logger = logging.getLogger(__name__)
 
-# Nearest tokens of a position, and strongest attention labels of a head.
+# The page shows this many nearest tokens of a position, and this many of the strongest attention labels of a head.
 NEAREST = 3
 STRONGEST = 5
 
@@ -32,8 +32,8 @@ class Limits:
     """Limits that keep a page small.
 
     Attributes:
-        map_cells: probabilities in all attention maps; each takes one byte before base64.
-        tokens: nearest tokens.
+        map_cells: the greatest number of probabilities in all attention maps. Each takes one byte before base64.
+        tokens: the greatest number of nearest tokens.
 
     """
 
@@ -41,7 +41,7 @@ class Limits:
     tokens: int = 30_000
 
     def share(self, runs: int) -> Limits:
-        """The limits of each of several runs on one page."""
+        """Divides the limits evenly among ``runs`` runs on one page."""
         return Limits(self.map_cells // runs, self.tokens // runs)
 
 
@@ -50,8 +50,8 @@ class TokenView:
     """Nearest tokens of the learned embeddings.
 
     Attributes:
-        nearest: token and cosine similarity by sample, position and rank.
-        cosine: median similarity of the nearest token.
+        nearest: a token and its cosine similarity, by sample, position and rank.
+        cosine: the median cosine similarity of the nearest token.
 
     """
 
@@ -61,18 +61,18 @@ class TokenView:
 
 @dataclass(frozen=True)
 class AttentionView:
-    """Attention labels and, with a learner, its own attention before and after fine-tuning on the set.
+    """Attention labels and, if a learner could be loaded, its own attention before and after fine-tuning on the set.
 
     Attributes:
-        layers: Y.
-        heads: H.
+        layers: Y, the number of layers.
+        heads: H, the number of heads.
         rows: the query rows that ``maps`` shows.
-        maps: by ``label``, ``before`` and ``after``, the base64 of one byte for each of (samples, Y, H, rows, L). The
-            byte is 255 times the square root of the probability.
+        maps: the attention maps, by ``label``, ``before`` and ``after``. Each map is the base64 of bytes in the shape
+            (samples, Y, H, rows, L). A byte is 255 times the square root of a probability.
         divergence: KL(label || attention) by ``before`` and ``after``, then by sample, layer and head.
-        mean_divergence: its mean by ``before`` and ``after``.
-        strongest: the strongest labels by sample, layer, head and rank: row, position, the value of each of ``maps``
-            there and, if ``weighted``, the learned weight of the row.
+        mean_divergence: the mean of ``divergence``, by ``before`` and ``after``.
+        strongest: the strongest labels by sample, layer, head and rank. Each entry is the query row, the key position
+            and the value of each map there. If ``weighted``, the learned weight of the row follows.
         weighted: whether the set has a learned weight for each row.
 
     """
@@ -89,14 +89,14 @@ class AttentionView:
 
 @dataclass(frozen=True)
 class SampleView:
-    """The first samples of a set.
+    """The first samples of a set, prepared for a page.
 
     Attributes:
-        shown: names of the samples.
-        length: L, positions of a sample.
-        learner: whether the model could be loaded. Without it there are no tokens and no attention of its own.
-        tokens: None without a learner.
-        attention: None for a set without attention labels.
+        shown: the names of the samples.
+        length: L, the number of positions of a sample.
+        learner: whether the learner could be loaded. Nearest tokens and the learner's own attention need it.
+        tokens: the nearest tokens; None without a learner.
+        attention: the attention maps; None for a set without attention labels.
 
     """
 
@@ -108,13 +108,15 @@ class SampleView:
 
 
 def view_samples(distilled: DistilledDataset, settings: Mapping[str, object], seed: int, limits: Limits) -> SampleView:
-    """Views as many samples as the limits allow, and fewer query rows if one sample already exceeds them.
+    """Prepares as many samples as the limits allow.
+
+    If one sample alone exceeds the limits, evenly spaced query rows of its attention maps are left out.
 
     Args:
         distilled: the set.
-        settings: of its run, by dotted key; ``model.*`` decides how the model is loaded.
+        settings: the settings of the run that made the set, by dotted key. ``model.*`` decides how the model is loaded.
         seed: the run's seed. The learner is learner 0 of ``evaluate`` with this seed.
-        limits: of attention maps and tokens.
+        limits: the limits of attention maps and tokens.
 
     """
     learner = _load(distilled, settings)
@@ -131,13 +133,16 @@ def view_samples(distilled: DistilledDataset, settings: Mapping[str, object], se
 
 
 def sample_names(distilled: DistilledDataset) -> list[str]:
-    """Number and class of each sample."""
+    """Returns the number and the class of each sample as a name."""
     classes = distilled.metadata.class_names
     return [f"{i}: {classes[i % len(classes)]}" for i in range(len(distilled))]
 
 
 def _load(distilled: DistilledDataset, settings: Mapping[str, object]) -> Learner | None:
-    """Loads the run's learner and moves the set to its device; None if its model is missing or does not fit the set."""
+    """Loads the run's learner and moves the set to its device.
+
+    Returns None if the model cannot be loaded or does not fit the set.
+    """
     metadata = distilled.metadata
     options = {name: settings.get(f"model.{name}") for name in ("use_pretrained_model", "disable_dropout")}
     stated: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
@@ -145,7 +150,11 @@ def _load(distilled: DistilledDataset, settings: Mapping[str, object]) -> Learne
         learner = Learner(ModelConfig(metadata.task, metadata.model.name, **stated), metadata.class_names)
         check_fits(distilled, learner)
     except (OSError, ValueError) as error:
-        logger.warning("no nearest tokens and attention: %s cannot be loaded (%s)", metadata.model.name, error)
+        logger.warning(
+            "the page shows no nearest tokens and no own attention, because %s cannot be loaded (%s)",
+            metadata.model.name,
+            error,
+        )
         return None
     learner.to(Processes().device)
     distilled.to(learner.device)
@@ -164,7 +173,7 @@ def _view_tokens(distilled: DistilledDataset, learner: Learner, count: int) -> T
 def _view_attention(
     distilled: DistilledDataset, labels: Tensor, learner: Learner | None, seed: int, stride: int
 ) -> AttentionView:
-    """Views the labels of the first samples, (samples, Y, H, Q, L), at every ``stride``-th query row."""
+    """Prepares attention labels of shape (samples, Y, H, Q, L). The maps show every ``stride``-th query row."""
     labels = labels.detach()
     count, layers, heads, rows, _ = labels.shape
     own: dict[str, Tensor] = {}
@@ -195,14 +204,14 @@ def _encode(probabilities: Tensor) -> str:
 
 
 def _rounded(values: Tensor) -> Any:
-    """Nested lists of numbers with three digits, which keep the JSON short."""
+    """Returns nested lists of numbers with three decimals, which keep the JSON short."""
     if values.dim() > 1:
         return [_rounded(value) for value in values]
     return [round(value, 3) for value in values.tolist()]
 
 
 def _strongest(maps: Mapping[str, Tensor]) -> Any:
-    """The strongest labels of each sample, layer and head: row, position, and the value of each map there."""
+    """Returns row, position and the value of each map for the strongest labels of each sample, layer and head."""
     labels = maps["label"].flatten(-2)
     indices = labels.topk(min(STRONGEST, labels.size(-1)), dim=-1).indices
     values = torch.stack([tensor.flatten(-2).gather(-1, indices) for tensor in maps.values()], dim=-1)
@@ -212,7 +221,7 @@ def _strongest(maps: Mapping[str, Tensor]) -> Any:
 
 
 def _joined(indices: Any, values: Any) -> Any:
-    """Appends the innermost lists of ``values`` to those of ``indices``."""
+    """Appends each innermost list of ``values`` to the matching innermost list of ``indices``."""
     if isinstance(indices[0], list):
         return [_joined(inner, inner_values) for inner, inner_values in zip(indices, values, strict=True)]
     return [*indices, *values]

@@ -29,7 +29,7 @@ HEADINGS = {
     "outer_steps": "outer steps",
     "minutes": "minutes",
 }
-# Columns that are aligned to the left.
+# These columns hold text, so they are aligned to the left.
 TEXT_COLUMNS = {"method", "labels", "attention", "settings"}
 LATEX = {
     **{character: f"\\{character}" for character in "{}$&#_%"},
@@ -65,7 +65,7 @@ class _Table(NamedTuple):
 
 
 def markdown(rows: Sequence[ReportRow]) -> str:
-    """A section with a table for each task, protocol and model; empty columns are left out."""
+    """Writes a Markdown section with a table for each task, protocol and model. Empty columns are left out."""
     sections = []
     for table in _tables(rows):
         lines = [[HEADINGS[name] for name in table.columns], ["---"] * len(table.columns)]
@@ -76,7 +76,7 @@ def markdown(rows: Sequence[ReportRow]) -> str:
 
 
 def latex(rows: Sequence[ReportRow]) -> str:
-    """A ``table`` for each task, protocol and model; needs the LaTeX package booktabs."""
+    """Writes a LaTeX ``table`` for each task, protocol and model. The tables need the package booktabs."""
     tables = []
     for table in _tables(rows):
         body = [" & ".join(map(_latex, row)) + r" \\" for row in table.cells]
@@ -98,7 +98,7 @@ def latex(rows: Sequence[ReportRow]) -> str:
 
 
 def comma_separated(rows: Sequence[ReportRow]) -> str:
-    """One table of all rows with every number in full; a missing value is empty."""
+    """Writes one CSV table of all rows with unrounded numbers. A missing value is empty."""
     metrics = list(dict.fromkeys(name for row in rows for name in row.metrics))
     statistics = [f"{name}_{value}" for name in metrics for value in ("mean", "std")]
     file = io.StringIO()
@@ -115,7 +115,7 @@ def comma_separated(rows: Sequence[ReportRow]) -> str:
 
 
 def row_cells(row: ReportRow) -> dict[str, str]:
-    """The text of each column of ``HEADINGS``; a missing value is empty."""
+    """Returns the text of a row for each column of ``HEADINGS``. A missing value is empty."""
     fields = zip(GROUP_FIELDS, row.group, strict=True)
     texts = {name: "" if value is None else str(value) for name, value in fields if name not in Scope._fields}
     for name in ("accuracy", "f1"):
@@ -130,7 +130,7 @@ def row_cells(row: ReportRow) -> dict[str, str]:
 
 
 def mean_and_std(score: Score) -> str:
-    """The mean and, for several learners, the standard deviation."""
+    """Writes the mean and, for several learners, the standard deviation."""
     return f"{score.mean:.4f}" + ("" if score.std is None else f" ± {score.std:.4f}")
 
 
@@ -145,7 +145,7 @@ def _tables(rows: Sequence[ReportRow]) -> Iterator[_Table]:
 
 
 def _plain(text: str) -> str:
-    """Escapes text for a Markdown cell, so that it stays on one line and is read as text."""
+    """Escapes text for a Markdown cell. The cell stays on one line and shows the text unchanged."""
     escaped = re.sub(r"([\\`*\[\]|])", r"\\\1", " ".join(text.split()))
     return escaped.replace("&", "&amp;").replace("<", "&lt;")
 

@@ -1,4 +1,4 @@
-"""The folder of a run: the name of every file in it, its lock and its log."""
+"""Names the files of a run folder, locks the folder and writes its log."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ RESULTS_FILE = "results.json"
 
 
 class RunFolder:
-    """A run's directory. This is the one place that knows what the files in it are called.
+    """The directory of a run. Only this class defines the names of its files.
 
     Attributes:
         path: the directory, ``base.save_dir``.
-        checkpoints: the directory of the state and of the sets kept on the way, ``train.save_ckpt_dir``.
+        checkpoints: the directory of the training state and the intermediate sets, ``train.save_ckpt_dir``.
 
     """
 
@@ -31,71 +31,71 @@ class RunFolder:
 
     @property
     def config(self) -> Path:
-        """The configuration of the run."""
+        """Returns the file of the run's configuration."""
         return self.path / "config.yaml"
 
     @property
     def results(self) -> Path:
-        """The result, see ``RunResult``."""
+        """Returns the file of the run's ``RunResult``."""
         return self.path / RESULTS_FILE
 
     @property
     def metrics(self) -> Path:
-        """The training curve, a JSON object a line."""
+        """Returns the file of the training curve, which has one JSON object a line."""
         return self.path / "metrics.jsonl"
 
     @property
     def log(self) -> Path:
-        """The log."""
+        """Returns the file of the log."""
         return self.path / "run.log"
 
     @property
     def distilled(self) -> Path:
-        """The best distilled set."""
+        """Returns the folder of the best distilled set."""
         return self.path / "distilled"
 
     @property
     def hydra(self) -> Path:
-        """The files of Hydra's composition; absent where Python started the run."""
+        """Returns the folder of Hydra's files, which exists only if the command line started the run."""
         return self.path / ".hydra"
 
     @property
     def overrides(self) -> Path:
-        """The overrides of the command line."""
+        """Returns the file of the command line's overrides."""
         return self.hydra / "overrides.yaml"
 
     @property
     def mlflow_id(self) -> Path:
-        """The id of the run in MLflow."""
+        """Returns the file of the run's id in MLflow."""
         return self.path / "mlflow.json"
 
     @property
     def checkpoint(self) -> Path:
-        """The state that an interrupted run goes on from."""
+        """Returns the file of the training state from which an interrupted run resumes."""
         return self.checkpoints / "checkpoint.safetensors"
 
     @property
     def best(self) -> Path:
-        """The distilled set at the lowest validation loss so far."""
+        """Returns the folder of the distilled set with the lowest validation loss so far."""
         return self.checkpoints / "best"
 
     @property
     def last(self) -> Path:
-        """The distilled set of the last outer step."""
+        """Returns the folder of the distilled set after the last outer step."""
         return self.checkpoints / "last"
 
     def artifacts(self) -> list[Path]:
-        """What MLflow keeps a copy of, where it exists."""
+        """Returns the existing files and folders that MLflow copies."""
         return [path for path in (self.hydra, self.best, self.last, self.log, self.results) if path.exists()]
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Holds the folder, created if need be, for the length of a block.
+        """Locks the folder for the length of a block. A missing folder is created.
 
-        The operating system releases the lock of a process that dies, so no stale lock remains.
+        The operating system releases the lock of a dead process, so no stale lock remains.
 
         Raises:
-            ValueError: another process holds it; the message names its pid and host.
+            ValueError: another process holds the lock. The message names the process's pid and host.
 
         """
         self.path.mkdir(parents=True, exist_ok=True)
@@ -119,10 +119,12 @@ class RunFolder:
 
     @contextmanager
     def log_file(self, expected: tuple[type[BaseException], ...] = ()) -> Iterator[None]:
-        """Copies the log to ``log`` for the length of a block, and the traceback of an error that ends it.
+        """Copies log messages to the file ``log`` for the length of a block.
+
+        An error that ends the block leaves its traceback in the file.
 
         Args:
-            expected: errors that end a run on purpose and leave no traceback.
+            expected: the types of errors that end a run on purpose and leave no traceback.
 
         """
         handler = logging.FileHandler(self.log, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The numbers of a run: the interface of a tracker, and ``metrics.jsonl``, the record that every run has."""
+"""Defines the interface of a tracker and writes ``metrics.jsonl``, the record of every run."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from typing import Any, Protocol
 
 
 class Tracker(Protocol):
-    """What the outer loop needs of an experiment tracker."""
+    """The methods of an experiment tracker that the outer loop calls."""
 
     def log_metrics(self, metrics: Mapping[str, float | None], step: int) -> None:
-        """Records the metrics of outer step ``step``; values that are None are skipped."""
+        """Records the metrics of outer step ``step``. Values that are None are skipped."""
 
     def mark(self) -> int:
         """Writes the record to the disk and returns the position of its end."""
 
     def rewind(self, mark: int) -> None:
-        """Drops the record after a position that ``mark`` returned; 0 drops everything."""
+        """Drops the record after a position that ``mark`` returned. Position 0 drops everything."""
 
 
 class NullTracker:
-    """Records nothing. The processes that do not write use this tracker."""
+    """Records nothing. Every process except process 0 uses this tracker."""
 
     def log_metrics(self, metrics: Mapping[str, float | None], step: int) -> None:
         """See ``Tracker``."""
@@ -46,7 +46,7 @@ class MetricLine:
     Attributes:
         step: the outer step.
         time: seconds since the epoch.
-        values: metrics by name; None where the value was NaN or infinite.
+        values: the metrics by name; None where the value was NaN or infinite.
 
     """
 
@@ -56,12 +56,12 @@ class MetricLine:
 
 
 class JsonLines:
-    """Appends to ``metrics.jsonl``: ``{"step": ..., "time": ..., metric: ...}`` a line.
+    """Appends lines of the form ``{"step": ..., "time": ..., metric: ...}`` to ``metrics.jsonl``.
 
     A line is in the file when ``append`` returns. NaN and infinity are written as null, because JSON has neither.
 
     Args:
-        path: the file; its folder is created.
+        path: the file. A missing folder is created.
 
     """
 
@@ -72,7 +72,7 @@ class JsonLines:
         self._file = path.open("a", buffering=1, encoding="utf-8")
 
     def append(self, metrics: Mapping[str, float | None], step: int) -> MetricLine:
-        """Appends one line and returns it; metrics that are None are left out."""
+        """Appends one line and returns the line. Metrics that are None are left out."""
         values = {name: float(value) for name, value in metrics.items() if value is not None}
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         line = MetricLine(step, round(time.time(), 3), finite)
@@ -98,7 +98,7 @@ def read_lines(path: Path) -> Iterator[MetricLine]:
     """Reads the lines of ``metrics.jsonl``.
 
     Raises:
-        ValueError: a line is not one that ``JsonLines`` wrote; the message names it.
+        ValueError: a line was not written by ``JsonLines``. The message names the line.
 
     """
     with path.open(encoding="utf-8") as file:

@@ -1,7 +1,8 @@
-"""Runs and sweeps in MLflow. This is the only module that imports the package ``mlflow``, and only when it is used.
+"""Records runs and sweeps in MLflow.
 
-The store is the file ``mlflow.db`` beside the runs; the artifacts are in ``mlartifacts/``. Importing MLflow takes
-two seconds and creating its database takes two more, so ``tracking=none`` does neither.
+The store is the file ``mlflow.db`` beside the runs. The artifacts are in ``mlartifacts/``. No other module imports the
+package ``mlflow``. Importing MLflow takes two seconds and creating its database takes two more, so ``tracking=none``
+does neither.
 """
 
 from __future__ import annotations
@@ -27,22 +28,22 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# The folder, beside the runs, with MLflow's copies of their files.
+# This folder beside the runs holds MLflow's copies of run files.
 ARTIFACTS = "mlartifacts"
-# This tag marks the MLflow run that is the parent of a sweep's runs; its value is the sweep's name.
+# This tag marks the MLflow run that is the parent of a sweep's runs. The tag's value is the sweep's name.
 SWEEP_TAG = "textdistill.sweep"
 
-# A call of MLflow costs 10 ms and 0.1 ms for each metric, and accepts at most so many entries.
+# A call of MLflow costs 10 ms and 0.1 ms for each metric. A call accepts at most this many entries.
 MAX_PARAMS = 100
 MAX_METRICS = 1000
-# Metrics wait at most so long before they are written.
+# Metrics wait at most this long before they are written.
 FLUSH_SECONDS = 20.0
-# Creating the tables of the store takes seconds; another process waits at most so long for them.
+# Creating the tables of the store takes seconds. Other processes wait at most this long for the tables.
 STORE_SECONDS = 60.0
 
 
 class Status(StrEnum):
-    """MLflow's words for how a run ended; KILLED means stopped by a signal or by a callback."""
+    """MLflow's words for the end of a run. KILLED means that a signal or a callback stopped the run."""
 
     FINISHED = "FINISHED"
     FAILED = "FAILED"
@@ -53,10 +54,10 @@ class MlflowRun:
     """A run in the MLflow store.
 
     Metrics are buffered. They are written every ``FLUSH_SECONDS``, when ``MAX_METRICS`` wait, and at the end.
-    Nothing is written twice: parameters, and metrics of a step, that the store has are skipped.
+    Nothing is written twice. Parameters and metrics that the store already has are skipped.
 
     Args:
-        client: of the store.
+        client: the client of the store.
         run_id: MLflow's id of the run.
 
     """
@@ -71,14 +72,14 @@ class MlflowRun:
 
     @classmethod
     def open(cls, root: Path, experiment: str, run_name: str, folder: RunFolder, sweep: str = "") -> MlflowRun:
-        """Opens the run of a run folder; creates it where the folder or the store has none.
+        """Opens the MLflow run of a run folder. Creates the run if the folder or the store does not have it.
 
         Args:
-            root: the folder of all runs, with the store.
-            experiment: name of the experiment; created if need be.
-            run_name: name of the run; need not be unique.
-            folder: keeps the id of the run in ``mlflow.json``.
-            sweep: name of the sweep whose ``SweepRun`` becomes the parent, if the store has it; empty for none.
+            root: the folder of all runs, which holds the store.
+            experiment: the name of the experiment. A missing experiment is created.
+            run_name: the name of the run, which need not be unique.
+            folder: the run folder, which keeps the id of the run in ``mlflow.json``.
+            sweep: the name of the sweep; empty for none. The sweep's MLflow run becomes the parent if the store has it.
 
         """
         client = open_client(ensure_store(root))
@@ -95,7 +96,7 @@ class MlflowRun:
         return cls(client, run_id)
 
     def log_params(self, params: Mapping[str, object]) -> None:
-        """Writes parameters, nested mappings as dotted keys; MLflow cuts values beyond 6,000 characters."""
+        """Writes parameters. Nested mappings become dotted keys. MLflow cuts values beyond 6,000 characters."""
         from mlflow.entities import Param
 
         entries = [Param(key, str(value)) for key, value in flatten(params) if key not in self._params]
@@ -103,7 +104,7 @@ class MlflowRun:
             self.client.log_batch(self.run_id, params=entries[start : start + MAX_PARAMS])
 
     def log_lines(self, lines: Iterable[MetricLine]) -> None:
-        """Adds lines of ``metrics.jsonl`` to the buffer, and writes the buffer when it is full or old."""
+        """Adds lines of ``metrics.jsonl`` to the buffer. Writes the buffer if it is full or old."""
         from mlflow.entities import Metric
 
         for line in lines:
@@ -116,7 +117,7 @@ class MlflowRun:
             self.flush()
 
     def log_artifact(self, path: Path) -> None:
-        """Copies a file, or a folder under its name, to the run's artifacts."""
+        """Copies a file or a folder to the run's artifacts under the same name."""
         if path.is_dir():
             self.client.log_artifacts(self.run_id, str(path), artifact_path=path.name)
         else:
@@ -136,7 +137,7 @@ class MlflowRun:
 
     @classmethod
     def _known(cls, client: MlflowClient, path: Path) -> MlflowRun | None:
-        """Opens the run whose id is in a file; None where the file or the store does not have it."""
+        """Opens the run whose id is in a file. Returns None if the file or the run does not exist."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -145,9 +146,9 @@ class MlflowRun:
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} must hold an id of MLflow ({error!r}); remove it for a new run") from error
+            raise ValueError(f"{path} must hold an id of MLflow ({error!r}); remove the file for a new run") from error
         except MlflowException as error:
-            # Only this code proves that the store lacks the run; a locked database, say, does not.
+            # Only this code proves that the store lacks the run. Other errors, such as a locked database, do not.
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             return None
@@ -160,16 +161,17 @@ class MlflowRun:
 
 
 class SweepRun:
-    """The MLflow run of a sweep, parent of the runs of its jobs. The process that starts the jobs creates it first.
+    """The MLflow run of a sweep, which is the parent of the jobs' runs.
 
-    A failure of MLflow is logged as one warning; the jobs' runs then have no parent.
+    The process that starts the jobs creates the sweep's run before the first job. A failure of MLflow is logged as one
+    warning. The jobs' runs then have no parent.
 
     Args:
         root: the folder of all runs.
-        experiment: name of the experiment; created if need be.
-        sweep: the sweep's name, unique in ``root``; letters, digits, ``.``, ``-`` and ``_``. The run of an earlier
-            sweep with this name is continued.
-        overrides: of the sweep, ``key=value``; recorded as the run's parameters.
+        experiment: the name of the experiment. A missing experiment is created.
+        sweep: the sweep's name, unique in ``root``, of letters, digits, ``.``, ``-`` and ``_``. The run of an earlier
+            sweep with the same name is continued.
+        overrides: the sweep's overrides, ``key=value``, which become the run's parameters.
 
     """
 
@@ -207,7 +209,7 @@ class SweepRun:
 
 
 def ensure_store(root: Path) -> str:
-    """Creates the MLflow store of ``root`` unless it exists; parallel jobs may call this at once.
+    """Creates the MLflow store of ``root`` unless the store exists. Parallel jobs may call this function at once.
 
     Returns:
         The tracking URI: ``sqlite:///`` and the absolute path of ``root/mlflow.db``.
@@ -217,12 +219,13 @@ def ensure_store(root: Path) -> str:
     root.mkdir(parents=True, exist_ok=True)
     uri = f"sqlite:///{root / 'mlflow.db'}"
     with FileLock(root / "mlflow.db.lock", timeout=STORE_SECONDS):
-        open_client(uri).search_experiments(max_results=1)  # the first access creates and migrates the tables
+        # The first access creates and migrates the tables.
+        open_client(uri).search_experiments(max_results=1)
     return uri
 
 
 def open_client(uri: str) -> MlflowClient:
-    """Opens a client of a store; imports MLflow without its telemetry and without its INFO messages."""
+    """Opens a client of a store. Turns off MLflow's telemetry and its INFO messages before the import."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     from mlflow import MlflowClient
@@ -231,14 +234,14 @@ def open_client(uri: str) -> MlflowClient:
 
 
 def _sweep_run_id(client: MlflowClient, sweep: str) -> str | None:
-    """Id of a sweep's own run; None where the store has none."""
+    """Returns the id of a sweep's own run; None if the store does not have the run."""
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     runs = client.search_runs(experiments, filter_string=f"tags.`{SWEEP_TAG}` = '{sweep}'", max_results=1)
     return str(runs[0].info.run_id) if runs else None
 
 
 def _experiment_id(client: MlflowClient, root: Path, name: str) -> str:
-    """Id of the experiment called ``name``; created unless this or a parallel job has created it."""
+    """Returns the id of the experiment called ``name``. Creates the experiment unless it exists."""
     from mlflow.exceptions import MlflowException
 
     try:

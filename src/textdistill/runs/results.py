@@ -1,4 +1,4 @@
-"""The result of a run, an evaluation or a baseline: what ``results.json`` holds, as an object."""
+"""Reads and writes ``results.json``, the result of a run, an evaluation or a baseline."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from textdistill.core.files import replacing
 
-# Version of the layout of results.json, in its ``versions``. Files without one have version 1.
+# The key versions.results of results.json holds the version of its layout. Files without the key have version 1.
 RESULTS_VERSION = 1
 
 T = TypeVar("T")
@@ -27,9 +27,9 @@ class Score:
 
     Attributes:
         mean: the mean of ``values``.
-        std: their sample standard deviation; None for one learner.
+        std: the sample standard deviation of ``values``; None for one learner.
         n: the number of learners.
-        values: one value a learner, in the order of the learners.
+        values: one value for each learner, in the order of the learners.
 
     """
 
@@ -40,7 +40,7 @@ class Score:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Score:
-        """Summarises the values, in the order of the learners."""
+        """Summarises values that are in the order of the learners."""
         # The statistics module raises an error for the deviation of a NaN; numpy returns NaN.
         std = float(np.std(values, ddof=1)) if len(values) > 1 else None
         return cls(fmean(values), std, len(values), list(values))
@@ -48,7 +48,7 @@ class Score:
 
 @dataclass(frozen=True)
 class ModelId:
-    """The encoder: its name as the user gave it, and the hub commit or checksum of its weights where known."""
+    """The user's name for the encoder and, where known, the hub commit or checksum of its weights."""
 
     name: str
     revision: str | None
@@ -56,7 +56,7 @@ class ModelId:
 
 @dataclass(frozen=True)
 class SplitSize:
-    """Which rows a split holds, in words, and how many."""
+    """The source of a split's rows, in words, and the number of rows."""
 
     source: str
     rows: int
@@ -73,15 +73,16 @@ class SetShape:
 
 @dataclass(frozen=True)
 class TrainingSummary:
-    """How distillation went; the optional values are None for a run with ``train.skip_train``.
+    """A summary of distillation. The optional values are None for a run with ``train.skip_train``.
 
     Attributes:
-        outer_steps: updates of the distilled set.
-        training_seconds: wall-clock time, validation and checkpoints included, over all processes that took part.
+        outer_steps: the number of updates of the distilled set.
+        training_seconds: the wall-clock time, with validation and checkpoints. A resumed run adds the time of
+            its earlier attempts.
         best_step: the outer step with the lowest validation loss.
-        validation: the metrics of that step.
-        clipped_steps: updates that ``train.max_grad_norm`` shortened.
-        checkpoint_seconds: wall-clock time of checkpoints alone.
+        validation: the validation metrics of the best step.
+        clipped_steps: the number of updates that ``train.max_grad_norm`` shortened.
+        checkpoint_seconds: the wall-clock time of checkpoints alone.
 
     """
 
@@ -95,14 +96,14 @@ class TrainingSummary:
 
 @dataclass(frozen=True)
 class BaselineSettings:
-    """Which baseline was scored; the optional values are None where they do not apply.
+    """The settings of a baseline. The optional values are None where they do not apply.
 
     Attributes:
         baseline: full, random, k-centers or herding.
         training: inner_loop or ordinary.
-        data_per_label: real samples of each class.
+        data_per_label: the number of real samples of each class.
         lr: the learning rate that validation chose.
-        train_step: inner steps.
+        train_step: the number of inner steps.
 
     """
 
@@ -115,7 +116,7 @@ class BaselineSettings:
 
 @dataclass(frozen=True)
 class SetSource:
-    """Where the distilled set of an evaluation came from: a folder or repository, and its commit."""
+    """The folder or repository of an evaluated distilled set, and the commit of the repository."""
 
     distilled: str
     distilled_revision: str | None
@@ -123,22 +124,22 @@ class SetSource:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run, an evaluation or a baseline ends with.
+    """The result of a run, an evaluation or a baseline.
 
     Attributes:
-        task: name of the task.
+        task: the name of the task.
         model: the encoder.
         protocol: ``clean`` or ``paper``.
-        splits: ``train``, ``validation`` and ``test``.
+        splits: the sizes of ``train``, ``validation`` and ``test``.
         seed: ``base.seed``.
-        metrics: the score on the test split by metric; ``loss`` and ``accuracy`` are always there.
-        versions: of the packages that computed it.
-        seconds: wall-clock time; None in files that do not state it.
-        peak_memory_bytes: of process 0; None where it was not measured.
-        shape: of the distilled set; None for a baseline.
-        training: of the distilled set; None unless this run distilled it.
-        baseline: None unless it is one.
-        source: None unless an evaluation read a saved set.
+        metrics: the scores on the test split by metric, which include ``loss`` and ``accuracy``.
+        versions: the versions of the packages that computed the result.
+        seconds: the wall-clock time; None in files that do not state it.
+        peak_memory_bytes: the peak memory of process 0; None where it was not measured.
+        shape: the settings of the distilled set; None for a baseline.
+        training: the summary of distillation; None unless the run distilled the set.
+        baseline: the settings of the baseline; None for a distilled set.
+        source: the origin of the saved set; None unless an evaluation read one.
 
     """
 
@@ -157,7 +158,10 @@ class RunResult:
     source: SetSource | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """As ``results.json`` holds it: one flat object, without the values that are None, but for a null revision."""
+        """Returns the content of ``results.json``, one flat object.
+
+        Values that are None are left out, except the revision of an evaluated set.
+        """
         parts: list[Any] = [self.shape, self.training, self.baseline, self.source]
         flat = {field.name: getattr(self, field.name) for field in fields(self)}
         for name in ("shape", "training", "baseline", "source"):
@@ -176,10 +180,10 @@ class RunResult:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RunResult:
-        """Reads what ``to_dict`` gives, of this or an earlier version of the layout; unknown keys are ignored.
+        """Reads an object of this layout version. Unknown keys are ignored.
 
         Raises:
-            ValueError: a key is missing, a value has another type, or a later version wrote it.
+            ValueError: a key is missing, a value has another type, or the object has another layout version.
 
         """
         versions = dict(_typed(values, "versions", dict))
@@ -210,7 +214,7 @@ class RunResult:
         )
 
     def write(self, path: Path) -> None:
-        """Writes ``results.json``, whole or not at all; its folder is created."""
+        """Writes ``results.json`` whole or not at all. A missing folder is created."""
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as partial:
             partial.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
@@ -220,7 +224,7 @@ class RunResult:
         """Reads ``results.json``.
 
         Raises:
-            ValueError: the file is not one that this package wrote.
+            ValueError: the file was not written by this package.
 
         """
         try:
@@ -234,7 +238,7 @@ def _typed(values: Mapping[str, object], key: str, kind: type[T]) -> T:
 
 
 def _part(kind: type[T], values: object) -> T:
-    """Builds the dataclass ``kind`` from those of ``values`` that it has a field for, and checks their types."""
+    """Builds the dataclass ``kind`` from ``values`` and checks the types. Values without a field are ignored."""
     if not isinstance(values, Mapping):
         raise ValueError(f"{kind.__name__} must be an object, got {values!r:.100}")
     hints = get_type_hints(kind)
@@ -278,7 +282,7 @@ def _require(name: str, values: Container[str], *keys: str) -> None:
 
 
 def _checked(name: str, value: object, hint: Any) -> Any:
-    """Returns the value if it has the type of the hint; the elements of a list are not checked."""
+    """Returns the value if it has the type of the hint. The elements of a list are not checked."""
     kinds = tuple(get_origin(kind) or kind for kind in get_args(hint)) if isinstance(hint, UnionType) else ()
     kinds = kinds or (get_origin(hint) or hint,)
     # JSON writes a float without decimals as an integer.

@@ -1,4 +1,4 @@
-"""Records a run in its folder and, if asked, in MLflow."""
+"""Records a run in its folder and, with ``tracking=mlflow``, in MLflow."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 class Tracking(StrEnum):
-    """The value of ``tracking``: what records a run besides ``metrics.jsonl``."""
+    """The value of ``tracking``, which names the tracker that records a run besides ``metrics.jsonl``."""
 
     mlflow = "mlflow"
     none = "none"
@@ -29,7 +29,7 @@ class RunTracker:
 
     Args:
         folder: the run's folder.
-        open_mlflow: opens the run in MLflow; None for ``metrics.jsonl`` only.
+        open_mlflow: the function that opens the run in MLflow; None for ``metrics.jsonl`` only.
 
     """
 
@@ -41,16 +41,16 @@ class RunTracker:
             self._guard(lambda: setattr(self, "_mlflow", open_mlflow()))
 
     def log_params(self, params: Mapping[str, object]) -> None:
-        """Records the run's configuration in MLflow; the run folder has it in ``config.yaml``."""
+        """Records the run's configuration in MLflow. The file ``config.yaml`` in the run folder also holds it."""
         self._beside(lambda mlflow: mlflow.log_params(params))
 
     def log_metrics(self, metrics: Mapping[str, float | None], step: int) -> None:
-        """Records the metrics of outer step ``step``; values that are None are skipped."""
+        """Records the metrics of outer step ``step``. Values that are None are skipped."""
         line = self._lines.append(metrics, step)
         self._beside(lambda mlflow: mlflow.log_lines([line]))
 
     def log_artifact(self, path: Path) -> None:
-        """Copies a file or folder of the run folder to MLflow, under its name."""
+        """Copies a file or folder of the run folder to MLflow under the same name."""
         self._beside(lambda mlflow: mlflow.log_artifact(path))
 
     def mark(self) -> int:
@@ -59,12 +59,12 @@ class RunTracker:
         return self._lines.size()
 
     def rewind(self, mark: int) -> None:
-        """Drops the record after a position that ``mark`` returned; MLflow gets the lines before it that it lacks."""
+        """Drops the record after a position that ``mark`` returned. MLflow gets the earlier lines that it lacks."""
         self._lines.cut(mark)
         self._beside(lambda mlflow: mlflow.log_lines(read_lines(self._folder.metrics)))
 
     def close(self, status: Status = Status.FINISHED) -> None:
-        """Writes what is pending and ends the run."""
+        """Writes the pending metrics and ends the run."""
         self._lines.close()
         self._beside(lambda mlflow: mlflow.close(status))
 
@@ -94,11 +94,11 @@ def open_tracker(
 
     Args:
         tracking: ``mlflow`` or ``none``.
-        folder: the run's folder; created if need be.
-        root: the folder of all runs, with the MLflow store; created if need be.
-        experiment: MLflow's experiment, shared by runs that are compared.
-        run_name: MLflow's name of the run; need not be unique.
-        sweep: name of the sweep that the run belongs to; empty for none.
+        folder: the run's folder. A missing folder is created.
+        root: the folder of all runs, which holds the MLflow store. A missing folder is created.
+        experiment: the name of MLflow's experiment, shared by runs that are compared.
+        run_name: the name of the run in MLflow, which need not be unique.
+        sweep: the name of the sweep that the run belongs to; empty for none.
 
     """
     if tracking is Tracking.none:
