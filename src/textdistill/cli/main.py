@@ -21,7 +21,7 @@ from textdistill.cli.process import quiet_logs
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Entry point of the ``textdistill`` command; exits with 2 where the user can put things right."""
+    """Runs the ``textdistill`` command. The exit status is 2 for an error that the user can correct."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from textdistill.config import load_run_config
+from textdistill.core.processes import Processes
 from textdistill.reporting.page import page
 from textdistill.reporting.rows import find_results, report_rows
 from textdistill.reporting.tables import Format, comma_separated, latex, markdown
@@ -24,7 +25,7 @@ def report(paths: Sequence[str | Path], form: Format = Format.markdown) -> str:
     """
     results = find_results(paths)
     if form is Format.html:
-        return page(results)
+        return page(results, Processes().device)
     tables = {Format.markdown: markdown, Format.csv: comma_separated, Format.latex: latex}
     return tables[form](report_rows(results))
 

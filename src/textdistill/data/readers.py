@@ -193,7 +193,7 @@ def _file_split(name: str, file: Path, origin: str, columns: Columns) -> SourceS
     def scan(column_names: Sequence[str]) -> Iterator[pa.Table]:
         with _file_errors(file):
             for table in read_rows(column_names):
-                # pandas writes categories as dictionaries; the values are what counts.
+                # pandas writes a column of categories as a dictionary of values and codes. Read the values.
                 fields = [f.with_type(f.type.value_type) if pa.types.is_dictionary(f.type) else f for f in table.schema]
                 yield table.cast(pa.schema(fields))
 

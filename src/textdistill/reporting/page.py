@@ -16,6 +16,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
@@ -99,21 +100,24 @@ class PageGroup:
     detail: RunDetail | None = None
 
 
-def page(results: Sequence[StoredResult]) -> str:
+def page(results: Sequence[StoredResult], device: torch.device | str = "cpu") -> str:
     """Returns the HTML page about the results.
 
     The page describes one run in detail for each task, protocol and model. This run has the lowest validation loss
-    among the runs with a distilled set in their folder.
+    among the runs with a distilled set in their folder. Its model computes attention on ``device``.
     """
-    return render(contents(results))
+    return render(contents(results, device=device))
 
 
-def contents(results: Sequence[StoredResult], limits: Limits | None = None) -> list[PageGroup]:
+def contents(
+    results: Sequence[StoredResult], limits: Limits | None = None, device: torch.device | str = "cpu"
+) -> list[PageGroup]:
     """Returns the content of the page before it is formatted: a group for each task, protocol and model.
 
     Args:
         results: at least one result.
         limits: the limits of attention maps and tokens on the whole page; None for the defaults.
+        device: where the models compute attention.
 
     """
     names = _names(stored.path for stored in results)
@@ -129,7 +133,7 @@ def contents(results: Sequence[StoredResult], limits: Limits | None = None) -> l
         chosen.append(headline if headline and headline.folder.distilled.is_dir() else None)
     share = (limits or Limits()).share(max(1, sum(one is not None for one in chosen)))
     return [
-        group if one is None else replace(group, detail=read_detail(one, names[one.path], share))
+        group if one is None else replace(group, detail=read_detail(one, names[one.path], share, device))
         for group, one in zip(groups, chosen, strict=True)
     ]
 

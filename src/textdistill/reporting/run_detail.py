@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
+import torch
 import yaml
 
 from textdistill.distilled.dataset import DistilledDataset
@@ -79,13 +80,14 @@ class RunDetail:
     command: str | None
 
 
-def read_detail(stored: StoredResult, name: str, limits: Limits) -> RunDetail:
+def read_detail(stored: StoredResult, name: str, limits: Limits, device: torch.device | str) -> RunDetail:
     """Reads the run folder of a result, which must hold a distilled set.
 
     Args:
         stored: the result.
         name: the page's name for the run.
         limits: the limits of attention maps and tokens.
+        device: where the model computes attention.
 
     """
     folder = stored.folder
@@ -106,7 +108,7 @@ def read_detail(stored: StoredResult, name: str, limits: Limits) -> RunDetail:
         lr_scales=None if scales is None else (scales.min().item(), scales.max().item()),
         bytes=sum(file.stat().st_size for file in folder.distilled.iterdir()),
         anomalies=find_anomalies(distilled),
-        view=view_samples(distilled, stored.settings, stored.result.seed, limits),
+        view=view_samples(distilled, stored.settings, stored.result.seed, limits, device),
         charts=_charts(lines, stored.best_step),
         curves=_curves(lines),
         step_seconds=median(seconds) if seconds else None,

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from textdistill.core.processes import Processes
 from textdistill.core.seeding import stream_seed
 from textdistill.distilled.adapt import check_fits, train_learner
 from textdistill.distilled.dataset import DistilledDataset
@@ -107,7 +106,9 @@ class SampleView:
     attention: AttentionView | None
 
 
-def view_samples(distilled: DistilledDataset, settings: Mapping[str, object], seed: int, limits: Limits) -> SampleView:
+def view_samples(
+    distilled: DistilledDataset, settings: Mapping[str, object], seed: int, limits: Limits, device: torch.device | str
+) -> SampleView:
     """Prepares as many samples as the limits allow.
 
     If one sample alone exceeds the limits, evenly spaced query rows of its attention maps are left out.
@@ -117,9 +118,10 @@ def view_samples(distilled: DistilledDataset, settings: Mapping[str, object], se
         settings: the settings of the run that made the set, by dotted key. ``model.*`` decides how the model is loaded.
         seed: the run's seed. The learner is learner 0 of ``evaluate`` with this seed.
         limits: the limits of attention maps and tokens.
+        device: where the model computes attention.
 
     """
-    learner = _load(distilled, settings)
+    learner = _load(distilled, settings, device)
     labels, length = distilled.attention_labels, distilled.config.seq_length
     count, stride = len(distilled), 1
     if labels is not None:
@@ -138,8 +140,8 @@ def sample_names(distilled: DistilledDataset) -> list[str]:
     return [f"{i}: {classes[i % len(classes)]}" for i in range(len(distilled))]
 
 
-def _load(distilled: DistilledDataset, settings: Mapping[str, object]) -> Learner | None:
-    """Loads the run's learner and moves the set to its device.
+def _load(distilled: DistilledDataset, settings: Mapping[str, object], device: torch.device | str) -> Learner | None:
+    """Loads the run's learner, and moves it and the set to the device.
 
     Returns None if the model cannot be loaded or does not fit the set.
     """
@@ -156,7 +158,7 @@ def _load(distilled: DistilledDataset, settings: Mapping[str, object]) -> Learne
             error,
         )
         return None
-    learner.to(Processes().device)
+    learner.to(device)
     distilled.to(learner.device)
     return learner
 
