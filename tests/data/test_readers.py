@@ -76,30 +76,24 @@ def test_a_file_larger_than_what_is_read_at_a_time(tmp_path, monkeypatch, suffix
 
 
 @pytest.mark.parametrize(
-    ("labels", "outcome"),
+    ("labels", "class_names"),
     [
         (["0", "1", "10", "2", "3", "4", "5", "6", "7", "8", "9"], tuple(map(str, range(11)))),  # in order of numbers
-        (["00", "1"], ("0", "1")),
         (["b", "a", "10", "2"], ("10", "2", "a", "b")),
-        (["NA", "n/a", "0"], "has 40 rows without a label"),
+        (["00", "1"], ("00", "1")),
+        (["1", "2", "3"], ("1", "2", "3")),
+        (["-1", "1"], ("-1", "1")),
+        (["True", "False"], ("False", "True")),
+        (["0.5", "1"], ("0.5", "1")),
+        (["2020-01-01", "2020-01-02"], ("2020-01-01", "2020-01-02")),
         (["NA", "b"], ("NA", "b")),
-        (["", "b"], "must not hold empty strings"),
-        (["", "1"], "has 30 rows without a label"),
-        (["", "NULL"], "must hold integers or strings, got null"),
-        (["0.5", "1"], "must hold integers or strings, got double"),
-        (["true", "false"], "must hold integers or strings, got bool"),
-        (["2020-01-01", "2020-01-02"], r"must hold integers or strings, got date32"),
     ],
 )
-def test_the_type_of_labels_in_csv_follows_from_all_of_them(tmp_path, monkeypatch, labels, outcome):
+def test_the_text_of_a_label_in_csv_is_its_name(tmp_path, monkeypatch, labels, class_names):
     monkeypatch.setattr(readers, "BLOCK_BYTES", 40)  # a block holds one row or two
     lines = [f'text {i},"{labels[i * len(labels) // 60]}"' for i in range(60)]
     (tmp_path / "train.csv").write_text("\n".join(["sentence,label", *lines]))
-    if isinstance(outcome, tuple):
-        assert load_task(own(tmp_path), 0).class_names == outcome
-    else:
-        with pytest.raises(ValueError, match=outcome):
-            load_task(own(tmp_path), 0)
+    assert load_task(own(tmp_path), 0).class_names == class_names
 
 
 @pytest.mark.parametrize("suffix", ["json", "jsonl"])

@@ -17,7 +17,7 @@ import pyarrow.csv
 import pyarrow.json
 import pyarrow.parquet
 
-from textdistill.data.source import CHUNK_ROWS, Columns, Scan, SourceSplit
+from textdistill.data.source import CHUNK_ROWS, RawSplit, Scan
 
 if TYPE_CHECKING:  # datasets takes over a second to import, and local files do not need it
     from datasets import Dataset, DatasetDict, IterableDataset, IterableDatasetDict
@@ -30,22 +30,21 @@ SPLIT_NAMES = {"train": "train", "test": "test"} | dict.fromkeys(
 BLOCK_BYTES = 2**24
 
 
-def read_files(path: Path, columns: Columns) -> dict[str, SourceSplit]:
+def read_files(path: Path) -> dict[str, RawSplit]:
     """Returns the splits of local files by name.
 
     Args:
         path: a file, which is the train split, or a folder whose files are named after their splits.
-        columns: the columns of the task.
 
     Raises:
         FileNotFoundError: there is nothing at ``path``.
         ValueError: the kind of a file is unknown, a split has two files, or a file is broken.
 
     """
-    return {name: _file_split(name, file, f"data.path={path}", columns) for name, file in _split_files(path).items()}
+    return {name: _file_split(name, file, f"data.path={path}") for name, file in _split_files(path).items()}
 
 
-def read_saved(folder: str, columns: Columns) -> dict[str, SourceSplit]:
+def read_saved(folder: str) -> dict[str, RawSplit]:
     """Returns the splits of a ``DatasetDict`` that ``save_to_disk`` wrote, by name.
 
     Raises:
@@ -57,18 +56,15 @@ def read_saved(folder: str, columns: Columns) -> dict[str, SourceSplit]:
     splits, origin = load_from_disk(folder), f"data.datasets_path={folder}"
     if not isinstance(splits, DatasetDict):
         raise ValueError(f"{origin} must be a DatasetDict, saved by save_to_disk, got one split")
-    return _dataset_splits(splits, origin, columns)
+    return _dataset_splits(splits, origin)
 
 
-def read_hub(
-    name: str, arguments: Sequence[str], columns: Columns, num_proc: int, datasets_path: str | None
-) -> dict[str, SourceSplit]:
+def read_hub(name: str, arguments: Sequence[str], num_proc: int, datasets_path: str | None) -> dict[str, RawSplit]:
     """Downloads a dataset from the hub and returns its splits by name.
 
     Args:
         name: ``data.task_name``, for errors.
         arguments: the arguments of ``datasets.load_dataset``.
-        columns: the columns of the task.
         num_proc: the number of processes that prepare the download.
         datasets_path: a new folder to save the splits to; None to leave them in the cache of ``datasets``.
 
@@ -88,10 +84,10 @@ def read_hub(
             splits.save_to_disk(Path(folder) / "splits")
             if not target.exists():  # another job of a sweep may have saved the dataset meanwhile
                 os.replace(Path(folder) / "splits", target)
-    return _dataset_splits(splits, origin, columns)
+    return _dataset_splits(splits, origin)
 
 
-def stream_hub(name: str, arguments: Sequence[str], columns: Columns) -> dict[str, SourceSplit]:
+def stream_hub(name: str, arguments: Sequence[str]) -> dict[str, RawSplit]:
     """Returns the splits of a dataset on the hub by name, without storing them.
 
     Every pass over the rows fetches them anew.
@@ -99,7 +95,6 @@ def stream_hub(name: str, arguments: Sequence[str], columns: Columns) -> dict[st
     Args:
         name: ``data.task_name``, for errors.
         arguments: the arguments of ``datasets.load_dataset``.
-        columns: the columns of the task.
 
     Raises:
         FileNotFoundError: the dataset cannot be fetched, now or while its rows are read.
@@ -111,7 +106,7 @@ def stream_hub(name: str, arguments: Sequence[str], columns: Columns) -> dict[st
     origin = f"data.task_name={name}"
     with _fetch_errors(origin, arguments), _stream_errors(origin):
         datasets: IterableDatasetDict = load_dataset(*arguments, streaming=True)
-        splits = _dataset_splits(datasets, origin, columns)
+        splits = _dataset_splits(datasets, origin)
 
     def with_errors(scan: Scan) -> Scan:
         def scan_with_errors(columns: Sequence[str]) -> Iterator[pa.Table]:
@@ -147,18 +142,16 @@ def _stream_errors(origin: str) -> Iterator[None]:
         ) from error
 
 
-def _dataset_splits(
-    datasets: Mapping[str, Dataset | IterableDataset], origin: str, columns: Columns
-) -> dict[str, SourceSplit]:
+def _dataset_splits(datasets: Mapping[str, Dataset | IterableDataset], origin: str) -> dict[str, RawSplit]:
     splits = {}
     for name, dataset in datasets.items():
         # A stream of csv or JSON states no column names, so they are read from its first row.
         column_names: Sequence[str] = dataset.column_names or next(
             (table.column_names for table in dataset.with_format("arrow").iter(1)), []
         )
-        label = (dataset.features or {}).get(columns.label)
-        class_names = tuple(getattr(label, "names", None) or ())
-        splits[name] = SourceSplit(name, origin, columns, column_names, class_names, _dataset_scan(dataset))
+        features = (dataset.features or {}).items()
+        class_names = {column: tuple(feature.names) for column, feature in features if hasattr(feature, "names")}
+        splits[name] = RawSplit(name, origin, column_names, class_names, _dataset_scan(dataset))
     return splits
 
 
@@ -189,7 +182,7 @@ def _split_files(path: Path) -> dict[str, Path]:
     return files
 
 
-def _file_split(name: str, file: Path, origin: str, columns: Columns) -> SourceSplit:
+def _file_split(name: str, file: Path, origin: str) -> RawSplit:
     def scan(column_names: Sequence[str]) -> Iterator[pa.Table]:
         with _file_errors(file):
             for table in read_rows(column_names):
@@ -198,14 +191,16 @@ def _file_split(name: str, file: Path, origin: str, columns: Columns) -> SourceS
                 yield table.cast(pa.schema(fields))
 
     with _file_errors(file):
-        schema, read_rows = _READERS[file.suffix](file, columns)
-        class_names: tuple[str, ...] = ()
-        if columns.label in schema.names and b"huggingface" in (schema.metadata or {}):
-            from datasets import Features
+        schema, read_rows = _READERS[file.suffix](file)
+        class_names = _stated_class_names(schema)
+    return RawSplit(name, origin, schema.names, class_names, scan)
 
-            label = pa.schema([schema.field(columns.label)], schema.metadata)
-            class_names = tuple(getattr(Features.from_arrow_schema(label)[columns.label], "names", None) or ())
-    return SourceSplit(name, origin, columns, schema.names, class_names, scan)
+
+def _stated_class_names(schema: pa.Schema) -> dict[str, tuple[str, ...]]:
+    """Returns the class names that ``datasets`` wrote into the metadata of a parquet file, by column."""
+    metadata = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+    features = metadata.get("info", {}).get("features", {})
+    return {column: tuple(f["names"]) for column, f in features.items() if f.get("_type") == "ClassLabel"}
 
 
 @contextmanager
@@ -217,12 +212,11 @@ def _file_errors(file: Path) -> Iterator[None]:
         raise ValueError(f"data.path: {file} is empty or broken: {error}") from error
 
 
-# A reader of a file format returns a schema and a function that reads the rows. The schema names all columns of the
-# file; its types hold for the columns of the task only.
-_Reader = Callable[[Path, Columns], tuple[pa.Schema, Scan]]
+# A reader of a file format returns a schema, which names all columns of the file, and a function that reads the rows.
+_Reader = Callable[[Path], tuple[pa.Schema, Scan]]
 
 
-def _parquet(file: Path, columns: Columns) -> tuple[pa.Schema, Scan]:
+def _parquet(file: Path) -> tuple[pa.Schema, Scan]:
     def scan(column_names: Sequence[str]) -> Iterator[pa.Table]:
         # Without pre_buffer=False a whole row group is read at once, which may be the whole file.
         with pa.parquet.ParquetFile(file, pre_buffer=False, buffer_size=2**20) as rows:
@@ -232,8 +226,8 @@ def _parquet(file: Path, columns: Columns) -> tuple[pa.Schema, Scan]:
     return pa.parquet.read_schema(file), scan
 
 
-def _csv(file: Path, columns: Columns, delimiter: str = ",") -> tuple[pa.Schema, Scan]:
-    def open_csv(types: Mapping[str, pa.DataType], column_names: Sequence[str] = ()) -> Any:
+def _csv(file: Path, delimiter: str = ",") -> tuple[pa.Schema, Scan]:
+    def open_csv(column_names: Sequence[str], types: Mapping[str, pa.DataType]) -> Any:
         return pa.csv.open_csv(
             file,
             read_options=pa.csv.ReadOptions(block_size=BLOCK_BYTES),
@@ -241,26 +235,15 @@ def _csv(file: Path, columns: Columns, delimiter: str = ",") -> tuple[pa.Schema,
             convert_options=pa.csv.ConvertOptions(column_types=types, include_columns=list(column_names)),
         )
 
-    # Arrow would infer that a column of texts such as "1999" holds numbers.
-    types = dict.fromkeys((*columns.texts, columns.label), pa.string())
-    schema = open_csv(types).schema
-    if columns.label in schema.names:
-        # Arrow infers types from the first block. The distinct labels of the whole file fit into one.
-        labels = {label for batch in open_csv(types, [columns.label]) for label in batch[0].unique().to_pylist()}
-        distinct = pa.BufferOutputStream()
-        pa.csv.write_csv(pa.table({"label": pa.array(sorted(labels), pa.string())}), distinct)
-        inferred = pa.csv.read_csv(
-            pa.BufferReader(distinct.getvalue()), parse_options=pa.csv.ParseOptions(newlines_in_values=True)
-        )
-        types[columns.label] = inferred.schema.types[0]
-
     def scan(column_names: Sequence[str]) -> Iterator[pa.Table]:
-        yield from (pa.Table.from_batches([batch]) for batch in open_csv(types, column_names))
+        # The text of a cell is kept. Arrow would infer that a column of texts such as "1999" holds numbers.
+        types = dict.fromkeys(column_names, pa.string())
+        yield from (pa.Table.from_batches([batch]) for batch in open_csv(column_names, types))
 
-    return schema, scan
+    return open_csv([], {}).schema, scan
 
 
-def _json(file: Path, columns: Columns) -> tuple[pa.Schema, Scan]:
+def _json(file: Path) -> tuple[pa.Schema, Scan]:
     with file.open(encoding="utf-8") as text:
         if text.read(1) == "[":  # one array of objects; otherwise each line is an object
             return _json_array(file)
@@ -329,7 +312,7 @@ def _array_objects(file: Path) -> Iterator[dict[str, Any]]:
 
 _READERS: dict[str, _Reader] = {
     ".csv": _csv,
-    ".tsv": lambda file, columns: _csv(file, columns, delimiter="\t"),
+    ".tsv": lambda file: _csv(file, delimiter="\t"),
     ".json": _json,
     ".jsonl": _json,
     ".parquet": _parquet,

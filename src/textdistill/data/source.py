@@ -6,7 +6,7 @@ Rows are read in chunks, so that memory does not grow with the texts. Only the l
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -30,30 +30,52 @@ class Columns:
 
 
 @dataclass(frozen=True, eq=False)
-class SourceSplit:
-    """A split as its source holds it. A method raises an error only about the columns that it reads.
+class RawSplit:
+    """All columns of a split, as a reader finds them.
 
     Attributes:
         name: the name of the split in the source.
         origin: the configuration key that names the source, and its value, for errors.
-        columns: the columns of the task.
         column_names: all columns of the source.
-        class_names: the names of integer labels; empty if the source does not state them.
+        class_names: for each column of integers whose names the source states, these names by integer.
         scan: reads the rows.
 
     """
 
     name: str
     origin: str
-    columns: Columns
     column_names: Sequence[str]
-    class_names: tuple[str, ...]
+    class_names: Mapping[str, tuple[str, ...]]
     scan: Scan
+
+
+@dataclass(frozen=True, eq=False)
+class SourceSplit:
+    """The columns of a task in a split of its source. A method raises an error only about the columns that it reads.
+
+    Attributes:
+        raw: all columns of the split.
+        columns: the columns of the task.
+
+    """
+
+    raw: RawSplit
+    columns: Columns
+
+    @property
+    def name(self) -> str:
+        """The name of the split in the source."""
+        return self.raw.name
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names of integer labels; empty if the source does not state them."""
+        return self.raw.class_names.get(self.columns.label, ())
 
     @property
     def labelled(self) -> bool:
         """Whether every row has a label. GLUE hides the labels of its test splits: they are all -1."""
-        if self.columns.label not in self.column_names:
+        if self.columns.label not in self.raw.column_names:
             return False
         labels = self._content.labels
         return not labels.nulls and not (labels.is_integer and min(labels.codes_by_label) < 0)
@@ -140,7 +162,7 @@ class SourceSplit:
             yield pa.table({column: texts.add(chunk[column]) for column, texts in reread.items()})
         if rows != self._content.rows or [texts.digest() for texts in reread.values()] != self.digests:
             raise ValueError(
-                f"{self.origin}: the texts of the {self.name} split must stay as they are while they are read, "
+                f"{self.raw.origin}: the texts of the {self.name} split must stay as they are while they are read, "
                 "but they changed; try again"
             )
 
@@ -149,25 +171,25 @@ class SourceSplit:
         """The checks, digests and labels of all rows, from one pass over them."""
         content = _Content({column: _TextColumn() for column in self.columns.texts}, _LabelColumn())
         task_columns = (*self.columns.texts, self.columns.label)
-        for chunk in self._scan_chunks([column for column in task_columns if column in self.column_names]):
+        for chunk in self._scan_chunks([column for column in task_columns if column in self.raw.column_names]):
             content.rows += len(chunk)
-            for column in filter(self.column_names.__contains__, self.columns.texts):
+            for column in filter(self.raw.column_names.__contains__, self.columns.texts):
                 content.texts[column].add(chunk[column])
-            if self.columns.label in self.column_names:
+            if self.columns.label in self.raw.column_names:
                 content.labels.add(chunk[self.columns.label])
         if not content.rows:
-            raise ValueError(f"{self.origin}: the {self.name} split must not be empty; give it rows or remove it")
+            raise ValueError(f"{self.raw.origin}: the {self.name} split must not be empty; give it rows or remove it")
         return content
 
     def _scan_chunks(self, columns: Sequence[str]) -> Iterator[pa.Table]:
-        for table in self.scan(columns):
+        for table in self.raw.scan(columns):
             yield from (table.slice(start, CHUNK_ROWS) for start in range(0, len(table), CHUNK_ROWS))
 
     def _check_column(self, column: str, key: str) -> None:
-        if column not in self.column_names:
+        if column not in self.raw.column_names:
             raise ValueError(
                 f"data.{key}: there is no column {column!r} in the {self.name} split; "
-                f"its columns are {', '.join(self.column_names)}"
+                f"its columns are {', '.join(self.raw.column_names)}"
             )
 
 

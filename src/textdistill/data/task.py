@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,12 @@ import numpy as np
 import pyarrow as pa
 
 from textdistill.data.readers import SPLIT_NAMES, read_files, read_hub, read_saved, stream_hub
-from textdistill.data.source import Columns, SourceSplit, TextSplit
+from textdistill.data.source import Columns, RawSplit, SourceSplit, TextSplit
 from textdistill.data.splits import Protocol, cut_splits
 
 logger = logging.getLogger(__name__)
+
+_INTEGER = re.compile(r"-?[0-9]+")
 
 
 @dataclass
@@ -170,7 +173,7 @@ def load_task(config: DataConfig, seed: int) -> TextTask:
     config.check()
     built_in = TASKS.get(config.task_name)
     columns = _columns(config, built_in)
-    source_splits = _read(config, columns)
+    source_splits = {name: SourceSplit(raw, columns) for name, raw in _read(config).items()}
     test_source = _test_source(config, source_splits, built_in)
     class_names, class_labels = _classes(source_splits["train"], built_in)
     splits, sources = cut_splits(source_splits["train"], test_source, class_labels, config.protocol, seed)
@@ -222,7 +225,7 @@ def _columns(config: DataConfig, built_in: BuiltIn | None) -> Columns:
     return Columns(tuple(text_columns), label_column)
 
 
-def _read(config: DataConfig, columns: Columns) -> dict[str, SourceSplit]:
+def _read(config: DataConfig) -> dict[str, RawSplit]:
     """The splits of the source, called "train", "validation" and "test" as far as they exist."""
     saved = config.datasets_path is not None and Path(config.datasets_path).exists()
     if config.streaming and (config.path is not None or saved):
@@ -230,15 +233,15 @@ def _read(config: DataConfig, columns: Columns) -> dict[str, SourceSplit]:
         logger.warning("data.streaming=true has no effect: %s is read from disk, in chunks in any case", reason)
     if config.path is not None:
         origin = f"data.path={config.path}"
-        splits = read_files(Path(config.path), columns)
+        splits = read_files(Path(config.path))
     elif config.datasets_path is not None and saved:
         origin = f"data.datasets_path={config.datasets_path}"
-        splits = read_saved(config.datasets_path, columns)
+        splits = read_saved(config.datasets_path)
     else:
         origin = f"data.task_name={config.task_name}"
-        splits = _read_hub(config, columns)
+        splits = _read_hub(config)
 
-    renamed: dict[str, SourceSplit] = {}
+    renamed: dict[str, RawSplit] = {}
     for source_name in filter(SPLIT_NAMES.__contains__, splits):
         name = SPLIT_NAMES[source_name]
         if name in renamed:
@@ -253,7 +256,7 @@ def _read(config: DataConfig, columns: Columns) -> dict[str, SourceSplit]:
     return renamed
 
 
-def _read_hub(config: DataConfig, columns: Columns) -> dict[str, SourceSplit]:
+def _read_hub(config: DataConfig) -> dict[str, RawSplit]:
     built_in = TASKS.get(config.task_name)
     arguments = built_in.hub if built_in else (config.task_name,)
     if not arguments:
@@ -262,13 +265,13 @@ def _read_hub(config: DataConfig, columns: Columns) -> dict[str, SourceSplit]:
             f"`python examples/vader.py --output DIR`, then give data.path=DIR/{config.task_name}"
         )
     if not config.streaming:
-        return read_hub(config.task_name, arguments, columns, config.num_proc, config.datasets_path)
+        return read_hub(config.task_name, arguments, config.num_proc, config.datasets_path)
     if config.num_proc > 1:
         raise ValueError(
             f"data.num_proc must be 1 with data.streaming=true, which prepares no download, got "
             f"{config.num_proc}; leave one of them out"
         )
-    return stream_hub(config.task_name, arguments, columns)
+    return stream_hub(config.task_name, arguments)
 
 
 def _classes(train: SourceSplit, built_in: BuiltIn | None) -> tuple[tuple[str, ...], list[str]]:
@@ -280,6 +283,10 @@ def _classes(train: SourceSplit, built_in: BuiltIn | None) -> tuple[tuple[str, .
     if isinstance(labels[0], str):
         if "" in labels:
             raise ValueError(f"{key} must not hold empty strings; fill or remove these rows")
+        if all(map(_INTEGER.fullmatch, labels)):
+            labels.sort(key=int)
+            if built_in and built_in.class_names and labels == [str(i) for i in range(len(built_in.class_names))]:
+                return built_in.class_names, labels
         return tuple(labels), labels
     # Datasets of the hub may state the names of integer labels.
     names = train.class_names or (built_in and built_in.class_names) or [str(index) for index in range(len(labels))]
