@@ -20,7 +20,6 @@ from unittest.mock import Mock
 import pytest
 import transformers
 import yaml
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import run_job
 
 import textdistill
@@ -32,7 +31,6 @@ from textdistill import config
 from textdistill.cli import hydra_app
 from textdistill.cli.help import VERB_HELP
 from textdistill.cli.main import main
-from textdistill.cli.overrides import quoted
 from textdistill.commands import distill as commands
 from textdistill.distilled import storage
 from textdistill.distilled.dataset import DistilledDataset
@@ -694,17 +692,6 @@ def test_sigterm_of_a_process(settings: Callable[..., list[str]], tmp_path: Path
     assert "Traceback" not in err
     assert (tmp_path / "run" / "checkpoints" / "last").is_dir()
     assert not (tmp_path / "run" / "results.json").exists()
-
-
-# --- Values of a card on their way to Hydra
-
-
-@pytest.mark.parametrize(
-    "value", ["a b", "it's", "a\\b", "a\\", "a\\'b", "{x}", "[1]", "a,b", "", "null", "1", ["a b", "c'd"], None, 3]
-)
-def test_quoted_value_arrives_as_it_was(value: Any) -> None:
-    (override,) = OverridesParser.create().parse_overrides([f"key={quoted(value)}"])
-    assert override.value() == value
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

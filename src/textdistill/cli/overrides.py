@@ -1,10 +1,12 @@
-"""Writes Hydra overrides for the user: quoted values, the overrides of a set, and the next commands."""
+"""Writes Hydra overrides for the user: the overrides of a set, and the next commands."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 from typing import Any
+
+from textdistill.overrides import quoted
 
 # These overrides belong to one run and must not be repeated for another run.
 RUN_KEYS = re.compile(r"\+*(base\.(save_dir|save_method_dir|run_name|method)|train\.(save_ckpt_dir|resume))=")
@@ -64,14 +66,3 @@ def after_run(run_dir: Path) -> dict[str, list[str]]:
         steps["as many real samples"] = ["textdistill", "baseline", "random", *shared, f"base.save_dir={save_dir}"]
     page = str(run_dir / "report.html")
     return steps | {"all of it on one page": ["textdistill", "report", str(run_dir), "--output", page]}
-
-
-def quoted(value: Any) -> str:
-    """Quotes a value for Hydra's override grammar."""
-    if isinstance(value, str):
-        # Hydra reads a backslash as an escape only before a quote.
-        escaped = re.sub(r"(\\*)('|\Z)", lambda m: 2 * m[1] + ("\\'" if m[2] else ""), value)
-        return f"'{escaped}'"
-    if isinstance(value, list):
-        return f"[{','.join(quoted(item) for item in value)}]"
-    return "null" if value is None else str(value)
