@@ -25,7 +25,7 @@ from transformers import get_scheduler
 from benchmarks.workload import configure
 from textdistill.config import RunConfig
 from textdistill.core.seeding import generator, stream_seed
-from textdistill.data.tokens import TokenizedSplit
+from textdistill.data.tokenized import TokenizedSplit
 from textdistill.distilled.dataset import DistilledDataset
 from textdistill.method.learner import Learner
 from textdistill.training.config import TrainConfig

@@ -27,7 +27,7 @@ from benchmarks.report import record
 from benchmarks.workload import CLASS_NAMES, configure, noise_set, real_splits
 from textdistill.config import RunConfig
 from textdistill.core.processes import Processes
-from textdistill.data.tokens import TokenizedSplit
+from textdistill.data.tokenized import TokenizedSplit
 from textdistill.distilled.dataset import DistilledDataset
 from textdistill.distilled.initial import initial_set
 from textdistill.distilled.spec import SetMetadata, model_metadata

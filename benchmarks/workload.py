@@ -13,7 +13,8 @@ from textdistill.config import RunConfig, compose
 from textdistill.core.processes import Processes
 from textdistill.core.seeding import generator
 from textdistill.data.task import TASKS, load_task
-from textdistill.data.tokens import TokenizedSplit, tokenize
+from textdistill.data.tokenized import TokenizedSplit
+from textdistill.data.tokens import tokenize
 from textdistill.distilled.dataset import DistilledDataset
 from textdistill.distilled.initial import initial_set
 from textdistill.distilled.spec import Init, SetMetadata, model_metadata

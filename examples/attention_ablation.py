@@ -21,7 +21,8 @@ from textdistill.config import RunConfig
 from textdistill.core.precision import Precision
 from textdistill.core.processes import Processes
 from textdistill.data.task import load_task
-from textdistill.data.tokens import TokenizedSplit, tokenize
+from textdistill.data.tokenized import TokenizedSplit
+from textdistill.data.tokens import tokenize
 from textdistill.distilled.initial import MASKED_LOGIT
 from textdistill.distilled.spec import AttentionLabelWeight
 from textdistill.evaluation.scoring import score, trained_on

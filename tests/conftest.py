@@ -26,7 +26,7 @@ from tests.support.forkserver import FRESH, PRELOADED
 from tests.support.models import tiny_bert_config
 from tests.support.standin import Hub, point_to, serve
 from tests.support.words import CLASS_NAMES, CLASS_WORDS, VOCABULARY, toy_rows
-from textdistill.data.tokens import TokenizedSplit
+from textdistill.data.tokenized import TokenizedSplit
 from textdistill.method.learner import Learner, ModelConfig
 from textdistill.runs.mlflow import ensure_store
 

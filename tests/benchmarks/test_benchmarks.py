@@ -26,7 +26,7 @@ from benchmarks import (
     time_to_accuracy,
 )
 from tests.support.words import CLASS_WORDS, FILLERS, toy_rows
-from textdistill.data.tokens import TokenizedSplit
+from textdistill.data.tokenized import TokenizedSplit
 from textdistill.method.hypergradient import Estimator, hypergradient
 from textdistill.method.inner_loop import InnerBatch
 from textdistill.method.learner import Learner, Params

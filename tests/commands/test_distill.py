@@ -31,7 +31,7 @@ from textdistill.commands.distill import distill, resume
 from textdistill.commands.evaluate import baseline, evaluate
 from textdistill.commands.reports import track
 from textdistill.config import load_run_config
-from textdistill.data.tokens import TokenizedSplit
+from textdistill.data.tokenized import TokenizedSplit
 from textdistill.distilled.dataset import DistilledDataset
 from textdistill.runs.folder import RunFolder
 from textdistill.runs.results import Score

@@ -6,7 +6,7 @@ import torch
 
 from textdistill.core.seeding import generator
 from textdistill.data.batches import sorted_batches, steps_per_epoch, stratified_sample, train_batches
-from textdistill.data.tokens import TokenizedSplit
+from textdistill.data.tokenized import TokenizedSplit
 
 
 def split_of(lengths: np.ndarray, labels: np.ndarray | None = None) -> TokenizedSplit:

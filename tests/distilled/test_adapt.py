@@ -14,7 +14,7 @@ from tests.support.models import tiny_bert_config
 from tests.support.sets import CLS, create
 from tests.support.words import CLASS_NAMES
 from textdistill.core.seeding import stream_seed
-from textdistill.data.tokens import TokenizedSplit
+from textdistill.data.tokenized import TokenizedSplit
 from textdistill.distilled.adapt import adapt_to, check_fits
 from textdistill.method.attention import AttentionLabelType
 from textdistill.method.inner_loop import fine_tune

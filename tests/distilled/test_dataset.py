@@ -16,7 +16,7 @@ from transformers import ModernBertConfig
 from tests.support.reference import directional_derivative
 from tests.support.sets import ALL, CLS, NONE, a_set, create
 from tests.support.words import CLASS_NAMES, VOCABULARY
-from textdistill.data.tokens import TokenizedSplit
+from textdistill.data.tokenized import TokenizedSplit
 from textdistill.distilled.dataset import DistilledDataset
 from textdistill.distilled.spec import (
     AttentionLabelWeight,

@@ -26,7 +26,7 @@ from textdistill.cli import main as cli
 from textdistill.commands import sets
 from textdistill.commands.distill import distill
 from textdistill.config import compose
-from textdistill.data.tokens import TokenizedSplit
+from textdistill.data.tokenized import TokenizedSplit
 from textdistill.distilled.dataset import DistilledDataset
 from textdistill.distilled.initial import initial_set
 from textdistill.distilled.spec import DistilledDataConfig, LearnerTrainConfig, SetMetadata, model_metadata

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.support.sets import ALL, CLS, NONE, create
-from textdistill.data.tokens import TokenizedSplit
+from textdistill.data.tokenized import TokenizedSplit
 from textdistill.distilled.spec import (
     Init,
     model_metadata,

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from tests.support.words import CLASS_NAMES
 from textdistill.core.seeding import stream_seed
-from textdistill.data.tokens import TokenizedSplit
+from textdistill.data.tokenized import TokenizedSplit
 from textdistill.distilled.adapt import train_learner
 from textdistill.distilled.dataset import DistilledDataset
 from textdistill.distilled.initial import initial_set

@@ -11,7 +11,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from tests.support.words import CLASS_NAMES
 from textdistill.commands.sets import finetune
-from textdistill.data.tokens import TokenizedSplit
+from textdistill.data.tokenized import TokenizedSplit
 from textdistill.distilled import onnx as export
 from textdistill.distilled.initial import initial_set
 from textdistill.distilled.spec import DistilledDataConfig, LearnerTrainConfig, SetMetadata, model_metadata

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from tests.support.sets import ALL, CLS, NONE, a_set, create
 from tests.support.toy import OURS, write_reference_folder
-from textdistill.data.tokens import TokenizedSplit
+from textdistill.data.tokenized import TokenizedSplit
 from textdistill.distilled import hub, storage
 from textdistill.distilled.dataset import DistilledDataset
 from textdistill.distilled.saving import drop_local_paths

@@ -15,7 +15,7 @@ from tests.support.standin import Hub
 from tests.support.words import CLASS_NAMES
 from textdistill.cli import main as cli
 from textdistill.core.seeding import stream_seed
-from textdistill.data.tokens import TokenizedSplit
+from textdistill.data.tokenized import TokenizedSplit
 from textdistill.distilled.adapt import train_learner
 from textdistill.distilled.initial import initial_set
 from textdistill.distilled.spec import DistilledDataConfig, LabelType, LearnerTrainConfig, SetMetadata, model_metadata

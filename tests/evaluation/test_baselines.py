@@ -13,7 +13,7 @@ from textdistill.core.precision import FLOAT32, Precision
 from textdistill.core.processes import Processes
 from textdistill.core.seeding import generator, stream_seed
 from textdistill.data.batches import stratified_sample
-from textdistill.data.tokens import TokenizedSplit
+from textdistill.data.tokenized import TokenizedSplit
 from textdistill.distilled.spec import LearnerTrainConfig
 from textdistill.evaluation import baselines, coresets
 from textdistill.evaluation.baselines import (

@@ -13,7 +13,7 @@ import torch
 from tests.support.words import CLASS_NAMES
 from textdistill.core.precision import Precision
 from textdistill.core.processes import Processes
-from textdistill.data.tokens import TokenizedSplit
+from textdistill.data.tokenized import TokenizedSplit
 from textdistill.distilled.initial import initial_set
 from textdistill.distilled.spec import DistilledDataConfig, LearnerTrainConfig, SetMetadata, model_metadata
 from textdistill.evaluation import scoring as evaluation

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from tests.support.words import CLASS_NAMES
-from textdistill.data.tokens import TokenizedSplit
+from textdistill.data.tokenized import TokenizedSplit
 from textdistill.distilled.dataset import DistilledDataset
 from textdistill.distilled.initial import initial_set
 from textdistill.distilled.spec import (

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tests.support.words import CLASS_NAMES
-from textdistill.data.tokens import TokenizedSplit
+from textdistill.data.tokenized import TokenizedSplit
 from textdistill.distilled.dataset import DistilledDataset
 from textdistill.distilled.initial import initial_set
 from textdistill.distilled.spec import (

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from textdistill.core.processes import Processes
-from textdistill.data.tokens import TokenizedSplit
+from textdistill.data.tokenized import TokenizedSplit
 from textdistill.training.config import TrainConfig
 from textdistill.training.schedule import Schedule
 

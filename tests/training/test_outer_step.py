@@ -14,7 +14,7 @@ from tests.support.training import BATCH, MIXED_PRECISION, SOFT, create, raw_cop
 from textdistill.core.processes import Processes
 from textdistill.core.seeding import stream_seed
 from textdistill.data.batches import train_batches
-from textdistill.data.tokens import TokenizedSplit
+from textdistill.data.tokenized import TokenizedSplit
 from textdistill.distilled.dataset import DistilledDataset
 from textdistill.distilled.spec import Init
 from textdistill.method.hypergradient import Estimator, hypergradient

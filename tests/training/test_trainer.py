@@ -19,7 +19,8 @@ from tests.support.training import BATCH, EPOCH, MIXED_PRECISION, SOFT, acting_b
 from tests.support.words import CLASS_NAMES
 from textdistill.core.processes import Processes
 from textdistill.data.task import DataConfig, load_task
-from textdistill.data.tokens import TokenizedSplit, tokenize
+from textdistill.data.tokenized import TokenizedSplit
+from textdistill.data.tokens import tokenize
 from textdistill.distilled.dataset import DistilledDataset
 from textdistill.distilled.initial import initial_set
 from textdistill.distilled.spec import (

@@ -10,7 +10,8 @@ from importlib.metadata import version
 from textdistill.config import RunConfig
 from textdistill.core.processes import Processes
 from textdistill.data.task import TextTask, load_task
-from textdistill.data.tokens import TokenizedSplit, tokenize
+from textdistill.data.tokenized import TokenizedSplit
+from textdistill.data.tokens import tokenize
 from textdistill.distilled.adapt import check_fits
 from textdistill.distilled.dataset import DistilledDataset
 from textdistill.distilled.spec import SetMetadata, model_metadata

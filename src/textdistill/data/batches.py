@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from textdistill.core.seeding import generator
-from textdistill.data.tokens import TokenizedSplit
+from textdistill.data.tokenized import TokenizedSplit
 
 # Batches of a pool, whose rows are grouped by length. A larger pool has less padding and makes an epoch less random.
 POOL_BATCHES = 100

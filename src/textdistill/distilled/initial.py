@@ -7,7 +7,7 @@ from torch import Tensor
 
 from textdistill.core.seeding import generator
 from textdistill.data.batches import stratified_sample
-from textdistill.data.tokens import TokenizedSplit
+from textdistill.data.tokenized import TokenizedSplit
 from textdistill.distilled.adapt import check_fits
 from textdistill.distilled.dataset import DistilledDataset, before_softplus
 from textdistill.distilled.spec import DistilledDataConfig, Init, LearnerTrainConfig, SetMetadata, tensor_shapes

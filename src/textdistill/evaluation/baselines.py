@@ -19,7 +19,7 @@ from textdistill.core.precision import FLOAT32, Precision
 from textdistill.core.processes import Processes
 from textdistill.core.seeding import generator, stream_seed
 from textdistill.data.batches import steps_per_epoch, train_batches
-from textdistill.data.tokens import TokenizedSplit
+from textdistill.data.tokenized import TokenizedSplit
 from textdistill.distilled.spec import LearnerTrainConfig
 from textdistill.evaluation.scoring import LearnerFactory, score
 from textdistill.method.attention import AttentionLabelType

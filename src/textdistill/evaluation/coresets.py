@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from textdistill.core.seeding import generator
 from textdistill.data.batches import sorted_batches, stratified_sample
-from textdistill.data.tokens import TokenizedSplit
+from textdistill.data.tokenized import TokenizedSplit
 from textdistill.method.learner import Learner
 
 # The number of choices of rows. Learner i trains on choice i % DRAWS.

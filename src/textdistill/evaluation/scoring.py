@@ -15,7 +15,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from textdistill.core.precision import FLOAT32, Precision, matmul_precision
 from textdistill.core.processes import Processes
 from textdistill.data.batches import sorted_batches
-from textdistill.data.tokens import TokenizedSplit
+from textdistill.data.tokenized import TokenizedSplit
 from textdistill.distilled.adapt import train_learner
 from textdistill.distilled.dataset import DistilledDataset
 from textdistill.method.learner import Learner, Params

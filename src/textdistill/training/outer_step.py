@@ -16,7 +16,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 from textdistill.core.processes import Processes
 from textdistill.core.seeding import stream_seed
 from textdistill.data.batches import train_batches
-from textdistill.data.tokens import TokenizedSplit
+from textdistill.data.tokenized import TokenizedSplit
 from textdistill.distilled.dataset import DistilledDataset
 from textdistill.method.hypergradient import hypergradient
 from textdistill.method.learner import Learner, Params

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from textdistill.core.processes import Processes
 from textdistill.data.batches import steps_per_epoch
-from textdistill.data.tokens import TokenizedSplit
+from textdistill.data.tokenized import TokenizedSplit
 from textdistill.training.config import TrainConfig
 
 # Number of validations if the run ends before the first regular one.
