@@ -108,10 +108,9 @@ BAD_FILES: dict[str, bytes] = {
     "one_row/train.csv": csv(["a"]).encode(),
     "rare/train.csv": csv(["a", "b"] * 20 + ["c"]).encode(),
     "no_label/train.csv": csv(["a", "b", ""] * 20).encode(),
-    "float_labels/train.csv": csv(["0.5", "1.5"] * 20).encode(),
+    "blank_label/train.csv": csv(["a", "b", "  "] * 20).encode(),
+    "blank_text/train.csv": (csv(AB) + "  ,a\n").encode(),
     "hidden/train.csv": csv(["-1"] * 40).encode(),
-    "hidden_some/train.csv": csv(["-1", "0", "1"] * 20).encode(),
-    "gap/train.csv": csv(["0", "2"] * 20).encode(),
     "columns/train.csv": csv(AB).replace("text,", "words,").encode(),
     "ragged/train.csv": csv(AB).encode() + b"a,b,c,d\n",
     "latin/train.csv": csv(AB, "caf\xe9").encode("latin-1"),
@@ -130,6 +129,12 @@ BAD_FILES: dict[str, bytes] = {
     "lists/train.jsonl": b"".join(
         json.dumps({"text": ["x"], "label": label}).encode() + b"\n" for label in AB
     ),
+    **{
+        f"{name}/train.jsonl": b"".join(
+            json.dumps({"text": "x", "label": label}).encode() + b"\n" for label in labels * 20
+        )
+        for name, labels in {"fractions": [0.5, 1], "list_labels": [["a"], ["b"]], "object_labels": [{"a": 1}]}.items()
+    },
     "train.xlsx": b"PK",
     "train.txt": b"text\tlabel\nx\ta\n",
     "train.tsv": csv(AB).encode(),

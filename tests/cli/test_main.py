@@ -439,19 +439,19 @@ BAD_DATA: dict[str, tuple[Callable[[Path], Path], str]] = {
         lambda folder: write_rows(folder / "one.csv", [(text, "a") for text, _ in toy_rows(10, 0)]),
         "data.label_column: 'label' must hold two or more classes, got 'a' only",
     ),
-    "class without a row in a split": (
-        lambda folder: _split(folder, toy_rows(10, 0), [row for row in toy_rows(10, 1) if row[1] != "b"]),
-        "class 'b' has no row in the test split",
+    "class that train lacks": (
+        lambda folder: _split(folder, [row for row in toy_rows(10, 0) if row[1] != "b"], toy_rows(10, 1)),
+        "label 'b' of the test split is none of the labels of train, a, c",
     ),
     "hidden labels": (
         lambda folder: write_rows(folder / "hidden.csv", [(text, -1) for text, _ in toy_rows(10, 0)]),
-        "data.label_column: ",
+        "data.label_column: 'label' of the train split must not hold -1 in every row",
     ),
     "hidden test labels": (
         lambda folder: _split(
             folder, [(text, "abc".index(label)) for text, label in toy_rows(10, 0)], [("a cat", -1), ("a dog", -1)]
         ),
-        "data.label_column: ",
+        "data.label_column: 'label' of the test split must not hold -1 in every row",
     ),
 }
 

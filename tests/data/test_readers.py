@@ -180,7 +180,10 @@ def test_labels_of_two_types_are_refused_whether_or_not_a_chunk_holds_both(tmp_p
     table = [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
     (tmp_path / "train.json").write_text(json.dumps(table))
     monkeypatch.setattr(readers, "CHUNK_ROWS", chunk_rows)
-    message = {20: r"must hold labels of one type, got int64 and string; convert", 30: "is empty or broken"}[chunk_rows]
+    message = {
+        20: r"must hold labels of one type, got numbers \(row 1\) and strings \(row 21\); convert",
+        30: "is empty or broken",
+    }[chunk_rows]
     with pytest.raises(ValueError, match=message):
         load_task(own(tmp_path), 0)
 
@@ -237,8 +240,8 @@ def test_a_streamed_dataset_knows_its_class_names(hub):
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        (rows(30) | {"label": [-1] * 30}, r"of the train split must hold labels of at least 0, got -1"),
-        (rows(30) | {"sentence": [None] * 30}, r"has 30 rows without a text"),
+        (rows(30) | {"label": [-1] * 30}, r"of the train split must not hold -1 in every row"),
+        (rows(30) | {"sentence": [None] * 30}, r"has 30 rows without a text \(the first is row 1\)"),
         (
             {"text": ["x", "y"], "label": [0, 1]},
             r"no column 'sentence' .*its columns are text, label",

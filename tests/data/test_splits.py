@@ -90,11 +90,21 @@ def test_test_split_of_built_in_tasks(tmp_path, name, protocol, source):
     assert task.class_names == built_in.class_names
 
 
-def test_mrpc_is_tested_on_validation_where_the_labels_of_test_are_hidden(tmp_path):
+def test_mrpc_is_tested_on_validation_where_the_labels_of_test_are_hidden(tmp_path, caplog):
     pairs = TASKS["mrpc"].text_columns
     hidden = rows(20, columns=pairs) | {"label": [-1] * 20}
     path = save(tmp_path, train=rows(60, columns=pairs), validation=rows(20, columns=pairs), test=hidden)
     assert load_task(DataConfig("mrpc", path=path), 0).sources["test"] == "validation"
+    assert "no row of the test split has a label, so the validation split is the test split" in caplog.text
+
+
+@pytest.mark.parametrize("labels", [[None] * 20, [" "] * 20, None])
+def test_a_split_without_any_label_is_not_scored_and_said(tmp_path, caplog, labels):
+    test = rows(20, start=100)
+    test = {"sentence": test["sentence"]} if labels is None else test | {"label": labels}
+    path = save(tmp_path, train=rows(60), validation=rows(20, start=60), test=test)
+    assert load_task(own(path), 0).sources["test"] == "validation"
+    assert "no row of the test split has a label" in caplog.text
 
 
 @pytest.mark.parametrize("alias", ["dev", "valid"])

@@ -1,21 +1,29 @@
 """One split as its source holds it: columns of texts and a column of labels, checked while they are read.
 
-Rows are read in chunks, so that memory does not grow with the texts. Only the labels stay in memory: 4 bytes a row.
+Rows are read in chunks, so that memory does not grow with the texts. A label and a hash of the texts stay in
+memory: 12 bytes a row.
 """
 
 from __future__ import annotations
 
-import hashlib
+import logging
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
+
+from textdistill.data.cells import NUMBERS, STRINGS, TRUTH_VALUES, LabelColumn, RowCount, TextColumn, is_string
+
+logger = logging.getLogger(__name__)
 
 CHUNK_ROWS = 1000  # the most rows that a chunk holds
+# How GLUE writes the labels of a test split that it keeps to itself.
+HIDDEN = "-1"
+# pandas writes a column of integers like this if a value is missing.
+_WHOLE = re.compile(r"(-?(?:0|[1-9][0-9]*))\.0+")
 
 # Reads the named columns of all rows in order, without dictionary types. Every call reads the source anew.
 Scan = Callable[[Sequence[str]], Iterator[pa.Table]]
@@ -74,17 +82,22 @@ class SourceSplit:
 
     @property
     def labelled(self) -> bool:
-        """Whether every row has a label. GLUE hides the labels of its test splits: they are all -1."""
+        """Whether any row has a label. GLUE hides the labels of its test splits: they are all -1."""
         if self.columns.label not in self.raw.column_names:
             return False
         labels = self._content.labels
-        return not labels.nulls and not (labels.is_integer and min(labels.codes_by_label) < 0)
+        usable = {STRINGS, NUMBERS, TRUTH_VALUES}
+        return not labels.kinds.keys() <= usable or labels.fractions.count > 0 or not self._all_hidden
 
-    def labels(self) -> tuple[list[Any], np.ndarray]:
+    @property
+    def _all_hidden(self) -> bool:
+        return self._content.labels.codes_by_label.keys() <= {HIDDEN}
+
+    def labels(self) -> tuple[list[str], np.ndarray]:
         """Returns the distinct labels, and for each row an index into them.
 
         Returns:
-            The distinct labels, all integers of at least 0 or all strings; and the indices, int32, (rows,).
+            The distinct labels, in the order in which they come; and the indices, int32, (rows,).
 
         Raises:
             ValueError: the column is missing, has empty values or values of another type, or hides its labels.
@@ -93,26 +106,32 @@ class SourceSplit:
         self._check_column(self.columns.label, "label_column")
         labels = self._content.labels
         key = f"data.label_column: {self.columns.label!r} of the {self.name} split"
-        if len(labels.types) > 1:
-            types = " and ".join(sorted(map(str, labels.types)))
-            raise ValueError(f"{key} must hold labels of one type, got {types}; convert the labels")
-        if not labels.is_integer and not labels.is_string:
-            data_type = next(iter(labels.types), pa.null())
-            raise ValueError(f"{key} must hold integers or strings, got {data_type}; convert the labels")
-        if labels.nulls:
-            raise ValueError(f"{key} has {labels.nulls:,} rows without a label; fill or remove them")
-        if labels.is_integer and (smallest := min(labels.codes_by_label)) < 0:
+        if others := labels.kinds.keys() - {STRINGS, NUMBERS, TRUTH_VALUES}:
             raise ValueError(
-                f"{key} must hold labels of at least 0, got {smallest}, which is how GLUE hides the labels of "
-                "its test splits; use a split with labels"
+                f"{key} must hold strings, whole numbers or truth values, got {others.pop()}; name a column of classes"
+            )
+        if len(labels.kinds) > 1:
+            kinds = " and ".join(f"{kind} (row {row:,})" for kind, row in labels.kinds.items())
+            raise ValueError(f"{key} must hold labels of one type, got {kinds}; convert the labels")
+        if labels.fractions.count:
+            raise ValueError(
+                f"{key} must hold classes, but has {labels.fractions.describe('with a number that is not whole')}; "
+                "round the numbers, or name a column of classes"
+            )
+        if labels.missing.count:
+            raise ValueError(f"{key} has {labels.missing.describe('without a label')}; fill or remove them")
+        if self._all_hidden:
+            raise ValueError(
+                f"{key} must not hold {HIDDEN} in every row, which is how GLUE hides the labels of its test splits; "
+                "use a split with labels"
             )
         return list(labels.codes_by_label), labels.codes
 
     def class_indices(self, class_labels: Sequence[str]) -> np.ndarray:
-        """Returns the class index of every row, int64, (rows,).
+        """Returns the class index of every row, int64, (rows,), and warns of labels that are not read as they are.
 
         Args:
-            class_labels: the label of each class, written as a string, in the order of the class indices.
+            class_labels: the label of each class, in the order of the class indices.
 
         Raises:
             ValueError: a row has another label.
@@ -120,12 +139,21 @@ class SourceSplit:
         """
         distinct, codes = self.labels()
         index_by_label = {label: index for index, label in enumerate(class_labels)}
-        indices: np.ndarray = np.array([index_by_label.get(str(label), -1) for label in distinct])[codes]
-        if indices.min() < 0:
-            unknown = str(distinct[codes[indices.argmin()]])
+        key = f"data.label_column: {self.columns.label!r} of the {self.name} split"
+        if trimmed := self._content.labels.trimmed.count:
+            logger.warning("%s: %s labels had white space around them, which is left out", key, f"{trimmed:,}")
+        whole = [label not in index_by_label and whole_number(label) in index_by_label for label in distinct]
+        if rewritten := np.array(whole)[codes].sum():
+            label = distinct[whole.index(True)]
+            logger.warning("%s: %s labels such as %s are read as %s", key, f"{rewritten:,}", label, whole_number(label))
+        label_index = [index_by_label.get(label, index_by_label.get(whole_number(label), -1)) for label in distinct]
+        indices: np.ndarray = np.array(label_index, dtype=np.int64)[codes]
+        unknown = RowCount.of(indices < 0)
+        if unknown.count:
+            label, rows = distinct[codes[unknown.first - 1]], unknown.describe("of such a class")
             raise ValueError(
-                f"data.label_column: label {unknown!r} of the {self.name} split is none "
-                f"of the labels of train, {', '.join(class_labels[:20])}; remove its rows"
+                f"data.label_column: label {label!r} of the {self.name} split is none of the labels of train, "
+                f"{', '.join(class_labels[:20])}: it has {rows}; remove them, or add rows of the class to train"
             )
         return indices
 
@@ -136,9 +164,17 @@ class SourceSplit:
             texts = self._content.texts[column]
             key = f"data.text_columns: {column!r} of the {self.name} split"
             if texts.other_type is not None:
-                raise ValueError(f"{key} must hold strings, got {texts.other_type}; name a column of texts")
-            if texts.nulls:
-                raise ValueError(f"{key} has {texts.nulls:,} rows without a text; fill or remove them")
+                raise ValueError(
+                    f"{key} must hold strings, got {texts.other_type}; name a column of texts, or write the values "
+                    "as strings"
+                )
+            if texts.missing.count:
+                raise ValueError(f"{key} has {texts.missing.describe('without a text')}; fill or remove them")
+
+    @property
+    def text_hashes(self) -> np.ndarray:
+        """A hash of the texts of each row, int64, (rows,). It differs from process to process."""
+        return np.concatenate(self._content.hashes)
 
     @property
     def digests(self) -> list[str]:
@@ -153,7 +189,7 @@ class SourceSplit:
                 after the last chunk.
 
         """
-        reread = {column: _TextColumn() for column in self.columns.texts}
+        reread = {column: TextColumn() for column in self.columns.texts}
         rows = 0
         for chunk in self._scan_chunks(self.columns.texts):
             rows += len(chunk)
@@ -169,12 +205,15 @@ class SourceSplit:
     @cached_property
     def _content(self) -> _Content:
         """The checks, digests and labels of all rows, from one pass over them."""
-        content = _Content({column: _TextColumn() for column in self.columns.texts}, _LabelColumn())
+        content = _Content({column: TextColumn() for column in self.columns.texts}, LabelColumn())
         task_columns = (*self.columns.texts, self.columns.label)
         for chunk in self._scan_chunks([column for column in task_columns if column in self.raw.column_names]):
             content.rows += len(chunk)
-            for column in filter(self.raw.column_names.__contains__, self.columns.texts):
-                content.texts[column].add(chunk[column])
+            present = filter(self.raw.column_names.__contains__, self.columns.texts)
+            texts = [content.texts[column].add(chunk[column]) for column in present]
+            if all(is_string(text.type) for text in texts):
+                rows = zip(*(text.to_pylist() for text in texts), strict=True)
+                content.hashes.append(np.fromiter(map(hash, rows), np.int64))
             if self.columns.label in self.raw.column_names:
                 content.labels.add(chunk[self.columns.label])
         if not content.rows:
@@ -212,79 +251,15 @@ class TextSplit:
         return len(self.labels)
 
 
-class _TextColumn:
-    """Accumulates the checks and the digest of a text column, chunk by chunk."""
-
-    def __init__(self) -> None:
-        self.nulls = 0
-        self.other_type: pa.DataType | None = None  # of the first chunk that does not hold strings
-        self._lengths, self._bytes = hashlib.sha256(), hashlib.sha256()
-
-    def add(self, column: pa.ChunkedArray) -> pa.ChunkedArray:
-        """Reads the next chunk and returns its texts without leading and trailing white space."""
-        self.nulls += column.null_count
-        if not (is_string(column.type) or pa.types.is_null(column.type)):
-            self.other_type = self.other_type or column.type
-            return column
-        # With 32-bit offsets a chunk could not hold more than 2 GiB of text.
-        stripped = pc.utf8_trim_whitespace(column.cast(pa.large_string()))
-        for array in stripped.chunks:
-            _, offsets, data = array.buffers()
-            bounds = np.frombuffer(offsets, np.int64)[array.offset : array.offset + len(array) + 1]
-            self._lengths.update(np.diff(bounds).data)
-            self._bytes.update(memoryview(data or b"")[bounds[0] : bounds[-1]])
-        return stripped
-
-    def digest(self) -> str:
-        return hashlib.sha256(self._lengths.digest() + self._bytes.digest()).hexdigest()
-
-
-class _LabelColumn:
-    """Collects the distinct labels and an integer code for each row, chunk by chunk."""
-
-    def __init__(self) -> None:
-        self.nulls = 0
-        self.types: set[pa.DataType] = set()
-        self.codes_by_label: dict[Any, int] = {}
-        self._codes: list[np.ndarray] = []
-
-    @property
-    def is_integer(self) -> bool:
-        return self.types == {pa.int64()}
-
-    @property
-    def is_string(self) -> bool:
-        return self.types == {pa.string()}
-
-    @property
-    def codes(self) -> np.ndarray:
-        return np.concatenate(self._codes)
-
-    def add(self, column: pa.ChunkedArray) -> None:
-        self.nulls += column.null_count
-        if pa.types.is_null(column.type):
-            return
-        for data_type, is_of_type in ((pa.int64(), pa.types.is_integer), (pa.string(), is_string)):
-            if is_of_type(column.type):
-                column = column.cast(data_type)
-        self.types.add(column.type)
-        if column.type not in (pa.int64(), pa.string()):
-            return
-        encoded = column.combine_chunks().dictionary_encode()
-        distinct = encoded.dictionary.to_pylist()
-        codes = [self.codes_by_label.setdefault(label, len(self.codes_by_label)) for label in distinct]
-        self._codes.append(np.array([*codes, -1], dtype=np.int32)[encoded.indices.fill_null(-1).to_numpy()])
-
-
 @dataclass
 class _Content:
-    texts: dict[str, _TextColumn]
-    labels: _LabelColumn
+    texts: dict[str, TextColumn]
+    labels: LabelColumn
+    hashes: list[np.ndarray] = field(default_factory=list)
     rows: int = 0
 
 
-def is_string(data_type: pa.DataType) -> bool:
-    """Whether a column of this Arrow type holds strings."""
-    return bool(
-        pa.types.is_string(data_type) or pa.types.is_large_string(data_type) or pa.types.is_string_view(data_type)
-    )
+def whole_number(label: str) -> str:
+    """Returns ``1`` for ``1.0``, and any other label as it is."""
+    match = _WHOLE.fullmatch(label)
+    return match[1] if match else label

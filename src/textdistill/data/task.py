@@ -5,21 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 
+from textdistill.data.checks import check_splits
+from textdistill.data.classes import find_classes
 from textdistill.data.readers import SPLIT_NAMES, read_files, read_hub, read_saved, stream_hub
 from textdistill.data.source import Columns, RawSplit, SourceSplit, TextSplit
 from textdistill.data.splits import Protocol, cut_splits
 
 logger = logging.getLogger(__name__)
-
-_INTEGER = re.compile(r"-?[0-9]+")
 
 
 @dataclass
@@ -30,7 +28,7 @@ class DataConfig:
         task_name: a built-in task, the id ``user/name`` of a dataset on the hub, or any name together with ``path``.
         path: a file or folder of csv, tsv, json, jsonl or parquet, read instead of the hub.
         text_columns: one or two columns with texts. Built-in tasks have a default.
-        label_column: a column of integers 0..C-1 or of strings. Built-in tasks have a default.
+        label_column: a column of strings, whole numbers or truth values. Built-in tasks have a default.
         max_length: texts, or pairs of texts, are truncated to this number of tokens.
         protocol: clean, or paper for a comparison with the reference.
         datasets_path: folder of a ``DatasetDict`` that ``save_to_disk`` wrote, used without ``path``. If it does not
@@ -175,23 +173,17 @@ def load_task(config: DataConfig, seed: int) -> TextTask:
     columns = _columns(config, built_in)
     source_splits = {name: SourceSplit(raw, columns) for name, raw in _read(config).items()}
     test_source = _test_source(config, source_splits, built_in)
-    class_names, class_labels = _classes(source_splits["train"], built_in)
-    splits, sources = cut_splits(source_splits["train"], test_source, class_labels, config.protocol, seed)
-    for name, split in splits.items():
-        counts = np.bincount(split.labels, minlength=len(class_names))
-        if not counts.all():
-            raise ValueError(
-                f"data: class {class_names[counts.argmin()]!r} has no row in the {name} split ({sources[name]}); "
-                "every split needs every class: add rows, or leave the class out"
-            )
+    classes = find_classes(source_splits["train"], built_in.class_names if built_in else ())
+    splits, sources = cut_splits(source_splits["train"], test_source, classes.labels, config.protocol, seed)
+    check_splits(splits, sources, classes.names)
     return TextTask(
         name=config.task_name,
-        class_names=class_names,
+        class_names=classes.names,
         text_columns=columns.texts,
         protocol=Protocol(config.protocol),
         splits=splits,
         sources=sources,
-        fingerprint=_fingerprint(class_names, columns, splits),
+        fingerprint=_fingerprint(classes.names, columns, splits),
         metric_names=built_in.metric_names if built_in else ("accuracy",),
     )
 
@@ -274,30 +266,6 @@ def _read_hub(config: DataConfig) -> dict[str, RawSplit]:
     return stream_hub(config.task_name, arguments)
 
 
-def _classes(train: SourceSplit, built_in: BuiltIn | None) -> tuple[tuple[str, ...], list[str]]:
-    """The class names, and the labels of the classes written as strings, both by class index."""
-    labels = sorted(train.labels()[0])
-    key = f"data.label_column: {train.columns.label!r}"
-    if len(labels) < 2:
-        raise ValueError(f"{key} must hold two or more classes, got {labels[0]!r} only; add rows of another")
-    if isinstance(labels[0], str):
-        if "" in labels:
-            raise ValueError(f"{key} must not hold empty strings; fill or remove these rows")
-        if all(map(_INTEGER.fullmatch, labels)):
-            labels.sort(key=int)
-            if built_in and built_in.class_names and labels == [str(i) for i in range(len(built_in.class_names))]:
-                return built_in.class_names, labels
-        return tuple(labels), labels
-    # Datasets of the hub may state the names of integer labels.
-    names = train.class_names or (built_in and built_in.class_names) or [str(index) for index in range(len(labels))]
-    if labels[-1] >= len(names):
-        raise ValueError(
-            f"{key} must hold the integers 0 to {len(names) - 1}, one a class, got "
-            f"{', '.join(map(str, labels[:20]))}; renumber the labels, or write them as strings"
-        )
-    return tuple(names), [str(index) for index in range(len(names))]
-
-
 def _test_source(
     config: DataConfig, source_splits: Mapping[str, SourceSplit], built_in: BuiltIn | None
 ) -> SourceSplit | None:
@@ -319,4 +287,9 @@ def _test_source(
             f"got {', '.join(source_splits)} only; add the validation split"
         )
     # If no candidate has labels, reading the labels of the first raises an error that says why.
-    return next((split for split in candidates if split.labelled), candidates[0])
+    chosen = next((split for split in candidates if split.labelled), candidates[0])
+    if chosen is not candidates[0]:
+        logger.warning(
+            "no row of the %s split has a label, so the %s split is the test split", candidates[0].name, chosen.name
+        )
+    return chosen
