@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from textdistill.commands.distill import distill, resume
     from textdistill.commands.evaluate import baseline, evaluate, verify
+    from textdistill.commands.predict import Predictions, predict
     from textdistill.commands.reports import report, track
     from textdistill.commands.sets import finetune, push, show
     from textdistill.commands.tune import tune
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DistilledDataset",
+    "Predictions",
     "RunResult",
     "Score",
     "__version__",
@@ -26,6 +28,7 @@ __all__ = [
     "distill",
     "evaluate",
     "finetune",
+    "predict",
     "push",
     "report",
     "resume",
@@ -40,6 +43,7 @@ __version__ = version("textdistill")
 # The module of each public name. Importing torch and transformers takes seconds; `textdistill --help` must not.
 _MODULES = {
     "DistilledDataset": "distilled.dataset",
+    "Predictions": "commands.predict",
     "RunResult": "runs.results",
     "Score": "runs.results",
     "baseline": "commands.evaluate",
@@ -47,6 +51,7 @@ _MODULES = {
     "distill": "commands.distill",
     "evaluate": "commands.evaluate",
     "finetune": "commands.sets",
+    "predict": "commands.predict",
     "push": "commands.sets",
     "report": "commands.reports",
     "resume": "commands.distill",

@@ -17,7 +17,7 @@ from transformers import AutoModelForSequenceClassification, BertTokenizerFast, 
 from tests.support.models import tiny_bert_config
 from tests.support.runs import our_warnings, strict_json
 from tests.support.words import CLASS_NAMES, toy_rows
-from textdistill.commands.predict import Predictions, load_classifier, predict
+from textdistill.commands.predict import Predictions, load_classifier, predict, prediction_columns
 from textdistill.commands.sets import finetune
 from textdistill.distilled import storage
 from textdistill.distilled.dataset import DistilledDataset
@@ -88,7 +88,7 @@ def test_rows_of_predictions() -> None:
         {"prediction": "yes", "probability": 0.75, "p_no": 0.25, "p_yes": 0.75},
         {"prediction": "no", "probability": 0.9, "p_no": 0.9, "p_yes": 0.1},
     ]
-    assert list(predictions.to_rows()[0]) == predictions.columns
+    assert list(predictions.to_rows()[0]) == prediction_columns(predictions.class_names)
 
 
 # --- What texts may be

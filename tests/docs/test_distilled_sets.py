@@ -56,7 +56,7 @@ def test_blocks(
         lr_for_parameter=lr_for_parameter,
         lr_init=0.3,
     )
-    metadata = SetMetadata("toy", CLASS_NAMES, model_metadata(tiny_learner32))
+    metadata = SetMetadata("toy", CLASS_NAMES, model_metadata(tiny_learner32), {"text_columns": ["text"]})
     made = initial_set(config, LearnerTrainConfig(3), metadata, tiny_learner32, toy_split, seed=0)
     if lr_for_step:
         made.raw["lr"].data += torch.tensor([0.0, -1.0, 1.0])
@@ -70,6 +70,8 @@ def test_blocks(
     # A checkpoint that has the head of learner 0 already.
     head = tiny_learner32.fresh_params(stream_seed(42, "head", "evaluation", 0))
     tiny_learner32.to_model(head).save_pretrained("my-model")
+
+    Path("texts.csv").write_text("text,id\nthe old horse,7\n")
 
     names: dict[str, Any] = {}
     for language, block in BLOCKS:
@@ -85,6 +87,8 @@ def test_blocks(
     assert not torch.allclose(expected["classifier.weight"], head["classifier.weight"], atol=1e-3)
     for name in ("model", "ordinary", "another"):
         assert_same(names[name], expected)
+    assert Path("labels.csv").read_text().startswith("text,id,prediction,probability,p_a,p_b,p_c\nthe old horse,7,")
+    assert [row["prediction"] for row in names["rows"]] == names["predictions"].labels
     assert set(hub.repositories) == {"owner/my-set"}
     assert hub.repositories["owner/my-set"].private
     assert all(torch.equal(names["again"].raw[name], tensor) for name, tensor in made.raw.items())

@@ -10,6 +10,7 @@ Distils a text-classification dataset into a few learned samples that fine-tune 
   distill  [key=value ...] [-m]                distil a dataset and score the result
   evaluate DISTILLED_DIR [key=value ...]       score a distilled set
   finetune DISTILLED_DIR --output DIR          write an ordinary Hugging Face model
+  predict  SET_OR_MODEL [TEXT ...]             label texts, with a probability for every class
   push     DISTILLED_DIR REPO_ID [--private]   put a distilled set on the Hugging Face hub
   show     DISTILLED_DIR                       print what a distilled set holds
   baseline {full,random,k-centers,herding} [key=value ...]    train on real samples for comparison
@@ -73,6 +74,21 @@ Fine-tunes a fresh learner on a distilled set and writes an ordinary Hugging Fac
   --model NAME   encoder (default: the encoder that the set was made for)
   --seed N       seed of the head (default 42); the model equals learner 0 of evaluate with base.seed=N
   --export onnx  also write model.onnx for other runtimes; needs the extra onnx
+""",
+    "predict": """\
+usage: textdistill predict SET_OR_MODEL [TEXT ...] [--input FILE] [--text COLUMN[,COLUMN]] [--output FILE]
+                           [--model NAME] [--seed N]
+
+Labels texts, with a probability for every class. From a distilled set, a fresh learner is fine-tuned first, which
+takes about a second. Prints a table on a terminal, and one JSON object a text elsewhere.
+
+  SET_OR_MODEL       folder or hub id of a distilled set, or folder of a fine-tuned model
+  TEXT               the texts; for a set of pairs the two texts of a pair in turn; - reads lines from standard input
+  --input FILE       a file with the texts instead, of any kind that data.path takes; - reads standard input
+  --text COLUMN      the column of the file, or the two columns of pairs (default: the columns of the set)
+  --output FILE      a .csv or .jsonl file with the columns of the input and the predictions, in the order of the input
+  --model NAME       encoder (default: the encoder that the set was made for)
+  --seed N           seed of the head (default 42); the model equals learner 0 of evaluate with base.seed=N
 """,
     "push": """\
 usage: textdistill push DISTILLED_DIR REPO_ID [--private] [--revision BRANCH] [--message TEXT] [--license ID]

@@ -42,6 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "distill": partial(_distill, debug),
         "evaluate": _evaluate,
         "finetune": _finetune,
+        "predict": _predict,
         "push": _push,
         "show": _show,
         "baseline": _baseline,
@@ -119,6 +120,20 @@ def _finetune(arguments: list[str]) -> None:
     print(f"fine-tuned {done.model} in {done.seconds:.2f} s; the model is in {done.output}")
     classify = f'pipeline("text-classification", {json.dumps(done.output)})("A text of your own.")'
     terminal.print_next({"classify": ["python", "-c", f"from transformers import pipeline; print({classify})"]})
+
+
+def _predict(arguments: list[str]) -> None:
+    from textdistill.cli.predict import run_predict
+
+    parser = argparse.ArgumentParser("textdistill predict", add_help=False, allow_abbrev=False)
+    parser.add_argument("source")
+    parser.add_argument("texts", nargs="*")
+    parser.add_argument("--input", dest="input_file")
+    parser.add_argument("--text", dest="columns", type=lambda names: names.split(","))
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--model")
+    parser.add_argument("--seed", type=int, default=42)
+    run_predict(**vars(parser.parse_intermixed_args(arguments)))
 
 
 def _push(arguments: list[str]) -> None:

@@ -36,7 +36,7 @@ def print_results(result: RunResult, folder: Path) -> None:
     test, run_folder = result.splits["test"], RunFolder(folder)
     about = f"{result.task}, {result.model.name}, protocol {result.protocol}"
     print(_plain(f"{about}, {test.rows} rows ({test.source}), seed {result.seed}"))
-    if _on_terminal():
+    if on_terminal():
         cells = [
             [name, f"{s.mean:.4f}", _deviation(s.std), f"{min(s.values):.4f}", f"{max(s.values):.4f}", str(s.n)]
             for name, s in result.metrics.items()
@@ -71,7 +71,7 @@ def print_set(summary: SetSummary) -> None:
     scales: Sequence[dict[str, float] | None] = summary.lr_scales or [None] * len(summary.lr)
     rates = "learning rates: " + ", ".join(map(_rate, summary.lr, scales))
     samples = [_sample(summary, index) for index in range(len(summary.labels))]
-    if _on_terminal():
+    if on_terminal():
         _print_table(["tensor", "shape", _number("KiB")], tensors)
         print(rates)
         cells = ([str(index), *map("\n".join, sample.values())] for index, sample in enumerate(samples))
@@ -110,12 +110,31 @@ def print_trials(study: StudyResult) -> None:
         )
         for trial in study.trials
     ]
-    if _on_terminal():
+    if on_terminal():
         _print_table([_number("trial"), "state", _number("validation loss"), "settings"], cells)
     else:
         for number, state, loss, settings in cells:
             print(f"trial {number:>3} {state:8} {loss:8} {settings}")
     print(f"best: trial {study.best.number}")
+
+
+def print_predictions(rows: Sequence[Mapping[str, object]], text_columns: Sequence[str]) -> None:
+    """Prints texts with their predictions as a table.
+
+    Args:
+        rows: as ``predict_rows`` yields them, at least one.
+        text_columns: the columns that hold the texts.
+
+    """
+    cells = [
+        [
+            *(_plain(str(row[column])) for column in text_columns),
+            _plain(str(row["prediction"])),
+            f"{row['probability']:.3f}",
+        ]
+        for row in rows
+    ]
+    _print_table([*map(_plain, text_columns), "prediction", _number("probability")], cells)
 
 
 def print_next(steps: Mapping[str, Sequence[str]]) -> None:
@@ -160,7 +179,7 @@ def _deviation(std: float | None) -> str:
     return "" if std is None else f"± {std:.4f}"
 
 
-def _on_terminal() -> bool:
+def on_terminal() -> bool:
     """Whether standard output is a terminal that shows tables; FORCE_COLOR=1 says that it is."""
     console = Console()
     return console.is_terminal and not console.is_dumb_terminal

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -59,11 +59,6 @@ class Predictions:
         """The name of the most probable class of each text."""
         return [self.class_names[index] for index in self.probabilities.argmax(-1)]
 
-    @property
-    def columns(self) -> list[str]:
-        """The names of the values in a row of ``to_rows``."""
-        return ["prediction", "probability", *(f"p_{name}" for name in self.class_names)]
-
     def to_rows(self) -> list[dict[str, str | float]]:
         """Returns a dictionary for each text, from which pandas makes a table.
 
@@ -71,10 +66,16 @@ class Predictions:
         """
         # A float32 has seven decimal digits. The others would tell nothing.
         values = self.probabilities.astype(float).round(7).tolist()
+        columns = prediction_columns(self.class_names)
         return [
-            dict(zip(self.columns, [label, max(row), *row], strict=True))
+            dict(zip(columns, [label, max(row), *row], strict=True))
             for label, row in zip(self.labels, values, strict=True)
         ]
+
+
+def prediction_columns(class_names: Sequence[str]) -> list[str]:
+    """Returns the names of the values in a row of ``Predictions.to_rows``."""
+    return ["prediction", "probability", *(f"p_{name}" for name in class_names)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,8 +100,8 @@ class Classifier:
     @property
     def class_names(self) -> tuple[str, ...]:
         """The C names, by class index."""
-        names = self.model.config.id2label
-        return tuple(str(names[index]) for index in range(len(names)))
+        names = cast("dict[int, str]", self.model.config.id2label)
+        return tuple(names[index] for index in range(len(names)))
 
     def __call__(
         self, rows: Sequence[Texts], batch_size: int = BATCH_SIZE, bar: tqdm[Any] | None = None
