@@ -88,7 +88,7 @@ def test_blocks(
     for name in ("model", "ordinary", "another"):
         assert_same(names[name], expected)
     assert Path("labels.csv").read_text().startswith("text,id,prediction,probability,p_a,p_b,p_c\nthe old horse,7,")
-    assert [row["prediction"] for row in names["rows"]] == names["predictions"].labels
+    assert [row["prediction"] for row in names["table"]] == names["predictions"].labels
     assert set(hub.repositories) == {"owner/my-set"}
     assert hub.repositories["owner/my-set"].private
     assert all(torch.equal(names["again"].raw[name], tensor) for name, tensor in made.raw.items())
