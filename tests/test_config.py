@@ -60,21 +60,21 @@ def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{field.name}", value
 
 
-METHOD = "dpc_1.step_1.bsz_1.label_hard.al_none.lr_init_0.1.distill_lr_None"
+METHOD = "dpc_1.step_1.bsz_1.label_unrestricted.al_cls.lr_init_0.1.distill_lr_None"
 # Every key of the reference implementation: a value that is not our default, and besides the key itself, what
 # changes with it; or the key that replaces it where it is refused.
 KEYS: dict[str, tuple[Any, dict[str, Any] | str]] = {
     "base.experiment_name": ("exp", {"base.save_method_dir": "./save/exp/METHOD"}),
-    "base.method": ("m", {"base.save_method_dir": "./save/ag_news.bert-base-uncased/m"}),
+    "base.method": ("m", {"base.save_method_dir": "./save/ag_news.minilm-l6/m"}),
     "base.run_name": ("r", {}),
-    "base.save_dir_root": ("/r", {"base.save_method_dir": "/r/ag_news.bert-base-uncased/METHOD"}),
+    "base.save_dir_root": ("/r", {"base.save_method_dir": "/r/ag_news.minilm-l6/METHOD"}),
     "base.save_method_dir": ("/m", {}),
     "base.save_dir": ("/d", {"train.save_ckpt_dir": "/d/checkpoints"}),
     "base.data_dir_root": (
         "/data",
         {
             "data.datasets_path": "/data/ag_news/datasets",
-            "data.preprocessed_datasets_path": "/data/ag_news/datasets_for_bert-base-uncased",
+            "data.preprocessed_datasets_path": "/data/ag_news/datasets_for_minilm-l6",
         },
     ),
     "base.seed": (7, {}),
@@ -83,9 +83,9 @@ KEYS: dict[str, tuple[Any, dict[str, Any] | str]] = {
         {
             "model.task_name": "sst2",
             "evaluate.task_name": "sst2",
-            "base.experiment_name": "sst2.bert-base-uncased",
+            "base.experiment_name": "sst2.minilm-l6",
             "data.datasets_path": "./data/sst2/datasets",
-            "data.preprocessed_datasets_path": "./data/sst2/datasets_for_bert-base-uncased",
+            "data.preprocessed_datasets_path": "./data/sst2/datasets_for_minilm-l6",
         },
     ),
     "data.datasets_path": ("/x", {}),
@@ -108,10 +108,10 @@ KEYS: dict[str, tuple[Any, dict[str, Any] | str]] = {
     "model.disable_dropout": (False, {}),
     "distilled_data.pretrained_data_path": ("/set", {}),
     "distilled_data.data_per_label": (3, {}),
-    "distilled_data.attention_label_type": ("cls", {}),
+    "distilled_data.attention_label_type": ("all", {}),
     "distilled_data.attention_loss_lambda": (2.0, {}),
     "distilled_data.seq_length": (32, {}),
-    "distilled_data.label_type": ("unrestricted", {}),
+    "distilled_data.label_type": ("soft", {}),
     "distilled_data.lr_for_step": (False, {}),
     "distilled_data.lr_init": (0.5, {}),
     "distilled_data.lr_linear_decay": (True, {}),
@@ -147,8 +147,8 @@ IN_METHOD = {
     "distilled_data.data_per_label": "dpc_3.",
     "learner_train.train_step": ".step_3.",
     "learner_train.batch_size_per_label": ".bsz_2.",
-    "distilled_data.label_type": ".label_unrestricted.",
-    "distilled_data.attention_label_type": ".al_cls.",
+    "distilled_data.label_type": ".label_soft.",
+    "distilled_data.attention_label_type": ".al_all.",
     "distilled_data.lr_init": ".lr_init_0.5.",
     "train.lr_inputs_embeds": ".distill_lr_0.5",
 }
@@ -290,14 +290,17 @@ def test_contradictions(overrides: list[str], message: str) -> None:
                 "distilled_data.lr_linear_decay=true has no effect: distilled_data.lr_for_step=true",
             ),
             (
-                ["train.lr_attention_labels=0.5"],
+                ["train.lr_attention_labels=0.5", "distilled_data.attention_label_type=none"],
                 "train.lr_attention_labels has no effect: distilled_data.attention_label_type=none",
             ),
             (
                 ["train.lr_lr_scales=0.1", "distilled_data.lr_for_parameter=false"],
                 "train.lr_lr_scales has no effect: distilled_data.lr_for_parameter=false",
             ),
-            (["train.lr_labels=0.5"], "train.lr_labels has no effect: distilled_data.label_type=hard"),
+            (
+                ["train.lr_labels=0.5", "distilled_data.label_type=hard"],
+                "train.lr_labels has no effect: distilled_data.label_type=hard",
+            ),
             (
                 ["train.optimizer_type=sgd", "train.adam_beta2=0.9"],
                 "train.adam_beta2=0.9 has no effect: train.optimizer_type=sgd",

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
+import torch
 from hydra import compose as hydra_compose
 from hydra import initialize_config_module
 from hydra.core.config_store import ConfigStore
@@ -17,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from textdistill.core.precision import AUTO, resolve_bf16
 from textdistill.data.task import DataConfig
 from textdistill.distilled.spec import DistilledDataConfig, LabelType, LearnerTrainConfig
 from textdistill.evaluation.config import EvaluateConfig
@@ -100,6 +102,18 @@ class RunConfig:
             )
         for setting, reason in self._without_effect():
             logger.warning("%s has no effect: %s", setting, reason)
+
+    def resolved(self, device: torch.device) -> RunConfig:
+        """Returns the configuration with ``bf16=auto`` of both groups decided for a device.
+
+        The run records the decision, so that it goes on with the same numbers elsewhere.
+        """
+        train = replace(self.train, bf16=resolve_bf16(self.train.bf16, self.train.fp16, device))
+        evaluate = replace(self.evaluate, bf16=resolve_bf16(self.evaluate.bf16, self.evaluate.fp16, device))
+        if AUTO in (self.train.bf16, self.evaluate.bf16):
+            choices = f"train.bf16={str(train.bf16).lower()} evaluate.bf16={str(evaluate.bf16).lower()}"
+            logger.info("products by the flags of the %s: %s", device.type, choices)
+        return replace(self, train=train, evaluate=evaluate)
 
     def fixed(self) -> dict[str, Any]:
         """Returns the settings that must not change when a run resumes from a checkpoint, by dotted key."""

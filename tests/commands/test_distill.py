@@ -186,7 +186,7 @@ def test_pretrained_set_counts(
     path = f"distilled_data.pretrained_data_path={distilled_dir}"
     distill(composed(path, "train.skip_train=true", "distilled_data.seq_length=4"))
     (warning,) = our_warnings(caplog)
-    assert warning.startswith("distilled_data.{attention_label_type,seq_length,label_type,lr_init} have no effect")
+    assert warning.startswith("distilled_data.{seq_length,lr_init} have no effect")
     assert tensors(tmp_path / "run" / "distilled")["inputs_embeds"].shape == (3, 8, 16)
     with pytest.raises(ValueError, match=r"learner_train\.train_step must be 1, that of the set in .*, got 2"):
         distill(composed(path, "learner_train.train_step=2"))
@@ -201,7 +201,7 @@ def test_diverged_learners_are_no_result(composed: Compose, tmp_path: Path, monk
 
 
 def test_warning_comes_once(composed: Compose, distilled_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
-    config = composed("train.lr_attention_labels=0.5")
+    config = composed("train.lr_attention_labels=0.5", "distilled_data.attention_label_type=none")
     for verb in (lambda: distill(config), lambda: evaluate(distilled_dir, config), lambda: baseline("full", config)):
         caplog.clear()
         verb()

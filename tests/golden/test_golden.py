@@ -85,7 +85,9 @@ def run(estimator: str, model: Path, data: Path, root: Path) -> tuple[dict[str, 
         "train.val_steps=2",
         "train.log_interval=1",
         "train.n_eval_model=2",
+        "train.bf16=false",
         "evaluate.n_eval_model=2",
+        "evaluate.bf16=false",
         *RUNS[estimator],
     ]
     run_dir, evaluated = root / "run", root / "evaluated"

@@ -23,7 +23,7 @@ HOSTILE_FOLDER = "a run <i>&'\""
 
 
 def overrides(model: Path, data: Path, root: Path, *more: str) -> list[str]:
-    """Two outer steps; runs go to ``root``, which tracks nothing unless ``more`` says so."""
+    """Two outer steps in float32 on any machine; runs go to ``root``, which tracks nothing unless ``more`` says so."""
     return [
         "data.task_name=toy",
         f"data.path={data}",
@@ -34,7 +34,9 @@ def overrides(model: Path, data: Path, root: Path, *more: str) -> list[str]:
         "distilled_data.seq_length=8",
         "train.max_steps=2",
         "train.n_eval_model=1",
+        "train.bf16=false",
         "evaluate.n_eval_model=2",
+        "evaluate.bf16=false",
         f"base.save_dir_root={root}",
         f"base.data_dir_root={root}/data",
         "tracking=none",

@@ -18,7 +18,7 @@ from textdistill.training.schedule import Schedule
     [
         *((key, 0, "must be at least 1, got 0") for key in ("epoch", "max_steps", "val_interval", "val_steps")),
         *((key, 0, "must be at least 1, got 0") for key in ("n_eval_model", "heads_per_step", "checkpoint_interval")),
-        *((key, 0, "must be at least 1, or -1 for a tenth of an epoch, got 0") for key in ("log_interval",)),
+        *((key, 0, "must be at least 1, or -1 for .*, got 0") for key in ("log_interval",)),
         *(
             (key, -1.0, "must be at least 0 and finite, got -1")
             for key in ("lr_inputs_embeds", "lr_labels", "weight_decay")

@@ -34,6 +34,7 @@ from textdistill.distilled.spec import (
 from textdistill.evaluation.baselines import inner_loop_learners
 from textdistill.evaluation.coresets import Coreset, choose_coresets
 from textdistill.evaluation.scoring import score, trained_on
+from textdistill.method.attention import AttentionLabelType
 from textdistill.method.learner import Learner, ModelConfig
 from textdistill.runs.folder import RunFolder
 from textdistill.runs.results import TrainingSummary
@@ -41,7 +42,7 @@ from textdistill.training.checkpoint import Checkpoint, CheckpointFile
 from textdistill.training.config import SCHEDULER_TYPES, OptimizerType, TrainConfig
 from textdistill.training.interrupts import Interrupted
 from textdistill.training.outer_step import OuterStep, RealBatches, StepResult
-from textdistill.training.schedule import Schedule
+from textdistill.training.schedule import DEFAULT_STEPS, Schedule
 from textdistill.training.trainer import Callback, StopTraining, Trainer, Validation
 
 # Of tests in which no optimiser steps.
@@ -203,7 +204,9 @@ def test_learner_keeps_its_pretrained_body(
 def test_hard_labels_are_not_learned(
     tiny_learner: Learner, toy_split: TokenizedSplit, run: Callable[..., TrainingSummary]
 ) -> None:
-    distilled = create(tiny_learner, toy_split)
+    distilled = create(
+        tiny_learner, toy_split, label_type=LabelType.hard, attention_label_type=AttentionLabelType.none
+    )
     before = raw_copy(distilled)
     run(distilled, Scripted(2.0, 1.0), max_steps=1)
     changed = {name for name, tensor in distilled.raw.items() if not torch.equal(tensor, before[name])}
@@ -241,7 +244,13 @@ def test_lowest_validation_loss_is_restored(
 
 @pytest.mark.parametrize(
     ("config", "steps"),
-    [({"epoch": 2}, 6), ({"epoch": 2, "max_steps": 4}, 4), ({"epoch": 1, "max_steps": 10}, 3)],
+    [
+        ({"epoch": 2}, 6),
+        ({"epoch": 2, "max_steps": 4}, 4),
+        ({"epoch": 1, "max_steps": 10}, 3),
+        ({"epoch": None, "max_steps": 4}, 4),
+        ({"epoch": None, "max_steps": None}, DEFAULT_STEPS),
+    ],
 )
 def test_epoch_or_max_steps_whichever_ends_first(
     config: dict[str, int],
@@ -256,11 +265,13 @@ def test_epoch_or_max_steps_whichever_ends_first(
 @pytest.mark.parametrize(
     ("config", "steps"),
     [
-        pytest.param({"epoch": 3}, [0, 3, 6, 9], id="every epoch"),
+        pytest.param({"max_steps": 20}, list(range(0, 21, 2)), id="ten times"),
+        pytest.param({"max_steps": 3}, [0, 1, 2, 3], id="fewer than ten steps"),
+        pytest.param({"epoch": 3, "val_interval": 1}, [0, 3, 6, 9], id="every epoch"),
         pytest.param({"epoch": 5, "val_interval": 2}, [0, 6, 12, 15], id="every other epoch, and at the end"),
         pytest.param({"epoch": 3, "val_steps": 4}, [0, 4, 8, 9], id="val_steps"),
         pytest.param({"epoch": 3, "val_steps": 4, "val_interval": 1}, [0, 4, 8, 9], id="val_steps overrides"),
-        pytest.param({"epoch": 9, "max_steps": 10, "val_interval": 5}, [0, 2, 4, 6, 8, 10], id="max_steps is earlier"),
+        pytest.param({"epoch": 9, "max_steps": 10, "val_interval": 5}, list(range(11)), id="max_steps is earlier"),
         pytest.param({"max_steps": 2, "val_steps": 5}, [0, 2], id="val_steps is later than max_steps"),
     ],
 )
@@ -684,7 +695,7 @@ NOT_OF_SUCH_A_RUN = rf"{CHECKPOINT_FILE} must hold the counters, tensors and mom
     ("shape", "config", "message"),
     [
         pytest.param({"seq_length": 5}, {}, NOT_OF_SUCH_A_RUN, id="shape"),
-        pytest.param(SOFT, {}, NOT_OF_SUCH_A_RUN, id="parts"),
+        pytest.param({"attention_label_type": AttentionLabelType.none}, {}, NOT_OF_SUCH_A_RUN, id="parts"),
         pytest.param({}, {"optimizer_type": OptimizerType.adamw}, NOT_OF_SUCH_A_RUN, id="optimiser"),
         pytest.param({}, {"max_steps": 3}, r"train\.max_steps must be at least 4, the step reached, got 3", id="steps"),
     ],

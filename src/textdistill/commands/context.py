@@ -33,7 +33,7 @@ class RunContext:
     """The data and the learner of a configuration, loaded once for a verb.
 
     Attributes:
-        config: the configuration.
+        config: the configuration, with everything decided that it leaves to the device.
         processes: the processes of the run.
         task: the texts of the splits.
         learner: the learner, on this process's device.
@@ -46,6 +46,7 @@ class RunContext:
 
     def __init__(self, config: RunConfig, processes: Processes) -> None:
         config.check()
+        config = config.resolved(processes.device)
         self.config, self.processes = config, processes
         with processes.main_first():
             self.task: TextTask = load_task(config.data, config.base.seed)

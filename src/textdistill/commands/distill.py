@@ -121,6 +121,7 @@ def _training(
         # The number is written to config.yaml, so that the run can go on with another number of processes.
         config = replace(config, train=replace(config.train, batches_per_step=processes.count))
     context = RunContext(config, processes)
+    config = context.config
     schedule = None
     if not config.train.skip_train:
         schedule = Schedule.of(config.train, context.splits["train"], config.data.train_batch_size, processes)

@@ -83,6 +83,7 @@ def baseline(kind: str, config: RunConfig, training: Training = Training.inner_l
     kind = Baseline(kind)
     processes = Processes()
     context = RunContext(config, processes)
+    config = context.config
     data, seed, train = config.data, config.base.seed, context.splits["train"]
     precision = Precision.of(bf16=config.train.bf16)
     started = time.monotonic()

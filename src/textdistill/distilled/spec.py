@@ -49,11 +49,11 @@ class DistilledDataConfig:
 
     pretrained_data_path: str | None = None
     data_per_label: int = 1
-    attention_label_type: AttentionLabelType = AttentionLabelType.none
+    attention_label_type: AttentionLabelType = AttentionLabelType.cls
     attention_label_weight: AttentionLabelWeight = AttentionLabelWeight.learned
     attention_loss_lambda: float = 0.5
     seq_length: int = 64
-    label_type: LabelType = LabelType.hard
+    label_type: LabelType = LabelType.unrestricted
     lr_for_step: bool = True
     lr_for_parameter: bool = True
     lr_init: float = 0.1

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from textdistill.core.precision import Precision
+from textdistill.core.precision import AUTO, Precision, check_half
 
 
 @dataclass
 class EvaluateConfig:
-    """The final score: ``evaluate.*``."""
+    """The final score: ``evaluate.*``. ``bf16`` is true, false or auto; see ``core.precision``."""
 
     task_name: str = "ag_news"
     n_eval_model: int = 20
     fp16: bool = False
-    bf16: bool = False
+    bf16: bool | str = AUTO
     tf32: bool = False
 
     @property
@@ -26,5 +26,4 @@ class EvaluateConfig:
         """Raises ValueError for a value out of range."""
         if self.n_eval_model < 1:
             raise ValueError(f"evaluate.n_eval_model must be at least 1, got {self.n_eval_model}")
-        if self.fp16 and self.bf16:
-            raise ValueError("evaluate.fp16 and evaluate.bf16 exclude each other, got both true; set one to false")
+        check_half("evaluate", self.fp16, self.bf16)

@@ -36,7 +36,7 @@ class ModelConfig:
     """
 
     task_name: str = "ag_news"
-    model_name: str = "bert-base-uncased"
+    model_name: str = "minilm-l6"
     use_pretrained_model: bool = True
     disable_dropout: bool = True
 

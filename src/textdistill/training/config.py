@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from enum import StrEnum
 
-from textdistill.core.precision import Precision
+from textdistill.core.precision import AUTO, Precision, check_half
 from textdistill.distilled.spec import Init
 from textdistill.method.hypergradient import Estimator, Trajectory
 
@@ -71,7 +71,8 @@ class TrainConfig:
 
     skip_train: bool = False
     inner_loop: int = 1
-    epoch: int = 30
+    # The run ends at the first of the two. None for both selects DEFAULT_STEPS.
+    epoch: int | None = None
     max_steps: int | None = None
     # None selects EMBEDS_LR_SCALE times the standard deviation of the initial embeddings.
     lr_inputs_embeds: float | None = None
@@ -88,14 +89,15 @@ class TrainConfig:
     warmup_ratio: float = 0.1
     weight_decay: float = 0.0
     max_grad_norm: float | None = 1.0
-    val_interval: int = 1
+    # Epochs and outer steps between two validations. None for both validates VALIDATIONS times.
+    val_interval: int | None = None
     val_steps: int | None = None
     log_interval: int = -1
     n_eval_model: int = 3
     save_ckpt_dir: str = "checkpoints"
-    # Precision of the outer loss and of validation.
+    # Precision of the outer loss and of validation. bf16 is true, false or auto.
     fp16: bool = False
-    bf16: bool = False
+    bf16: bool | str = AUTO
     tf32: bool = False
     # Precision of the inner steps of distillation.
     inner_precision: InnerPrecision = InnerPrecision.float32
@@ -120,7 +122,8 @@ class TrainConfig:
                 raise ValueError(f"train.{key} must be at least 1, got {value}")
         if self.log_interval < 1 and self.log_interval != -1:
             raise ValueError(
-                f"train.log_interval must be at least 1, or -1 for a tenth of an epoch, got {self.log_interval}"
+                "train.log_interval must be at least 1, or -1 for a tenth of an epoch (without train.epoch, a hundredth"
+                f" of the run), got {self.log_interval}"
             )
         for key in RATES:
             value = getattr(self, key)
@@ -136,8 +139,7 @@ class TrainConfig:
             raise ValueError(
                 f"train.scheduler_type must be one of {', '.join(SCHEDULER_TYPES)}, got {self.scheduler_type!r}"
             )
-        if self.fp16 and self.bf16:
-            raise ValueError("train.fp16 and train.bf16 exclude each other, got both true; set one to false")
+        check_half("train", self.fp16, self.bf16)
         if self.inner_precision is not InnerPrecision.float32 and not self.estimator.exact:
             raise ValueError(
                 f"train.inner_precision must be float32 with train.estimator={self.estimator}, got"

@@ -9,8 +9,10 @@ from textdistill.data.batches import steps_per_epoch
 from textdistill.data.tokenized import TokenizedSplit
 from textdistill.training.config import TrainConfig
 
-# Number of validations if the run ends before the first regular one.
-VALIDATIONS = 5
+# Outer steps of a run that states neither steps nor epochs (docs/decisions.md).
+DEFAULT_STEPS = 1000
+# Number of validations if the run states no interval, or ends before the first regular one.
+VALIDATIONS = 10
 
 
 @dataclass(frozen=True)
@@ -60,11 +62,12 @@ class Schedule:
                 f"train.batches_per_step must be at most the {epoch_batches} batches of"
                 f" data.train_batch_size={batch_size} rows in the training split, got {batches_per_step}"
             )
-        max_steps = config.epoch * epoch_steps
-        if config.max_steps is not None:
-            max_steps = min(max_steps, config.max_steps)
-        log_interval = max(1, epoch_steps // 10) if config.log_interval == -1 else config.log_interval
-        val_interval = config.val_steps or config.val_interval * epoch_steps
-        if config.val_steps is None and val_interval > max_steps:
+        ends = [config.max_steps, config.epoch and config.epoch * epoch_steps]
+        max_steps = min([end for end in ends if end is not None], default=DEFAULT_STEPS)
+        log_interval = config.log_interval
+        if log_interval == -1:
+            log_interval = max(1, max_steps // 100 if config.epoch is None else epoch_steps // 10)
+        val_interval = config.val_steps or (config.val_interval or 0) * epoch_steps
+        if config.val_steps is None and not 0 < val_interval <= max_steps:
             val_interval = -(-max_steps // VALIDATIONS)
         return cls(batch_size, batches_per_step, epoch_steps, max_steps, val_interval, log_interval)
