@@ -204,9 +204,7 @@ def test_learner_keeps_its_pretrained_body(
 def test_hard_labels_are_not_learned(
     tiny_learner: Learner, toy_split: TokenizedSplit, run: Callable[..., TrainingSummary]
 ) -> None:
-    distilled = create(
-        tiny_learner, toy_split, label_type=LabelType.hard, attention_label_type=AttentionLabelType.none
-    )
+    distilled = create(tiny_learner, toy_split, label_type=LabelType.hard, attention_label_type=AttentionLabelType.none)
     before = raw_copy(distilled)
     run(distilled, Scripted(2.0, 1.0), max_steps=1)
     changed = {name for name, tensor in distilled.raw.items() if not torch.equal(tensor, before[name])}
