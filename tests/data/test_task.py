@@ -82,7 +82,6 @@ def test_fingerprint_changes_with_texts_labels_and_split(tmp_path):
             FileNotFoundError,
             r"python examples/vader\.py --output DIR.*DIR/vader_movie",
         ),
-        (DataConfig("user/texts"), ValueError, r"data\.text_columns and data\.label_column must be given"),
         (own("/nowhere"), FileNotFoundError, r"data\.path must be a file or a folder, .* /nowhere"),
         (own("x", text_columns=[]), ValueError, r"data\.text_columns must name one or two .*got \[\]"),
         (own("x", text_columns=["a", "b", "c"]), ValueError, r"one or two .*got \['a', 'b', 'c'\]"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 
 from textdistill.config import RunConfig
@@ -33,7 +33,7 @@ class RunContext:
     """The data and the learner of a configuration, loaded once for a verb.
 
     Attributes:
-        config: the configuration, with everything decided that it leaves to the device.
+        config: the configuration, with everything decided that it leaves to the data and the device.
         processes: the processes of the run.
         task: the texts of the splits.
         learner: the learner, on this process's device.
@@ -46,10 +46,11 @@ class RunContext:
 
     def __init__(self, config: RunConfig, processes: Processes) -> None:
         config.check()
-        config = config.resolved(processes.device)
-        self.config, self.processes = config, processes
+        config, self.processes = config.resolved(processes.device), processes
         with processes.main_first():
             self.task: TextTask = load_task(config.data, config.base.seed)
+        texts, label = list(self.task.text_columns), self.task.label_column
+        self.config = replace(config, data=replace(config.data, text_columns=texts, label_column=label))
         self.learner = Learner(config.model, self.task.class_names)
         if config.data.max_length > self.learner.max_positions:
             raise ValueError(
@@ -65,7 +66,7 @@ class RunContext:
         """Returns the metadata of a set that is distilled from these data for this learner."""
         data = {
             "text_columns": list(self.task.text_columns),
-            "label_column": self.config.data.label_column,
+            "label_column": self.task.label_column,
             "protocol": str(self.task.protocol),
             "max_length": self.config.data.max_length,
             "fingerprint": self.task.fingerprint,

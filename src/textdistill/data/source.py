@@ -15,6 +15,7 @@ from functools import cached_property
 import numpy as np
 import pyarrow as pa
 
+from textdistill.core.suggestions import did_you_mean
 from textdistill.data.cells import NUMBERS, STRINGS, TRUTH_VALUES, LabelColumn, RowCount, TextColumn, is_string
 
 logger = logging.getLogger(__name__)
@@ -35,6 +36,11 @@ class Columns:
 
     texts: tuple[str, ...]
     label: str
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of all columns."""
+        return (*self.texts, self.label)
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,8 +212,7 @@ class SourceSplit:
     def _content(self) -> _Content:
         """The checks, digests and labels of all rows, from one pass over them."""
         content = _Content({column: TextColumn() for column in self.columns.texts}, LabelColumn())
-        task_columns = (*self.columns.texts, self.columns.label)
-        for chunk in self._scan_chunks([column for column in task_columns if column in self.raw.column_names]):
+        for chunk in self._scan_chunks([column for column in self.columns.names if column in self.raw.column_names]):
             content.rows += len(chunk)
             present = filter(self.raw.column_names.__contains__, self.columns.texts)
             texts = [content.texts[column].add(chunk[column]) for column in present]
@@ -228,7 +233,7 @@ class SourceSplit:
         if column not in self.raw.column_names:
             raise ValueError(
                 f"data.{key}: there is no column {column!r} in the {self.name} split; "
-                f"its columns are {', '.join(self.raw.column_names)}"
+                f"its columns are {', '.join(self.raw.column_names)}{did_you_mean(column, self.raw.column_names)}"
             )
 
 

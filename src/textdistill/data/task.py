@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from textdistill.data.checks import check_splits
 from textdistill.data.classes import find_classes
+from textdistill.data.columns import find_columns
 from textdistill.data.readers import SPLIT_NAMES, read_files, read_hub, read_saved, stream_hub
 from textdistill.data.source import Columns, RawSplit, SourceSplit, TextSplit
 from textdistill.data.splits import Protocol, cut_splits
@@ -27,8 +28,8 @@ class DataConfig:
     Attributes:
         task_name: a built-in task, the id ``user/name`` of a dataset on the hub, or any name together with ``path``.
         path: a file or folder of csv, tsv, json, jsonl or parquet, read instead of the hub.
-        text_columns: one or two columns with texts. Built-in tasks have a default.
-        label_column: a column of strings, whole numbers or truth values. Built-in tasks have a default.
+        text_columns: one or two columns with texts. None for those of a built-in task, or to choose them.
+        label_column: a column of strings, whole numbers or truth values. None as for ``text_columns``.
         max_length: texts, or pairs of texts, are truncated to this number of tokens.
         protocol: clean, or paper for a comparison with the reference.
         datasets_path: folder of a ``DatasetDict`` that ``save_to_disk`` wrote, used without ``path``. If it does not
@@ -114,6 +115,7 @@ class TextTask:
         name: the name of the task.
         class_names: C names, by class index.
         text_columns: one or two columns with texts.
+        label_column: the column with labels.
         protocol: the protocol that the splits follow.
         splits: "train", "validation" and "test", the split that scores are reported on.
         sources: for each split, in words, which rows of the source it holds.
@@ -125,6 +127,7 @@ class TextTask:
     name: str
     class_names: tuple[str, ...]
     text_columns: tuple[str, ...]
+    label_column: str
     protocol: Protocol
     splits: dict[str, TextSplit]
     sources: dict[str, str]
@@ -170,8 +173,11 @@ def load_task(config: DataConfig, seed: int) -> TextTask:
     """
     config.check()
     built_in = TASKS.get(config.task_name)
-    columns = _columns(config, built_in)
-    source_splits = {name: SourceSplit(raw, columns) for name, raw in _read(config).items()}
+    default = Columns(built_in.text_columns, "label") if built_in else None
+    _check_columns(config.text_columns, config.label_column or (default.label if default else None))
+    raw_splits = _read(config)
+    columns = find_columns(raw_splits["train"], config.text_columns, config.label_column, default)
+    source_splits = {name: SourceSplit(raw, columns) for name, raw in raw_splits.items()}
     test_source = _test_source(config, source_splits, built_in)
     classes = find_classes(source_splits["train"], built_in.class_names if built_in else ())
     splits, sources = cut_splits(source_splits["train"], test_source, classes.labels, config.protocol, seed)
@@ -180,6 +186,7 @@ def load_task(config: DataConfig, seed: int) -> TextTask:
         name=config.task_name,
         class_names=classes.names,
         text_columns=columns.texts,
+        label_column=columns.label,
         protocol=Protocol(config.protocol),
         splits=splits,
         sources=sources,
@@ -196,25 +203,15 @@ def _fingerprint(class_names: tuple[str, ...], columns: Columns, splits: Mapping
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def _columns(config: DataConfig, built_in: BuiltIn | None) -> Columns:
-    """The columns of the configuration; those of the built-in task are the default."""
-    text_columns: Sequence[str] | None = config.text_columns
-    label_column = config.label_column
-    if built_in:
-        text_columns = built_in.text_columns if text_columns is None else text_columns
-        label_column = label_column or "label"
-    if text_columns is None or label_column is None:
-        raise ValueError(
-            f"data.text_columns and data.label_column must be given, as task {config.task_name!r} is not "
-            "built in; for example data.text_columns=[text] data.label_column=label"
-        )
-    usable = set(text_columns) - {label_column, "labels"}
-    if len(text_columns) not in (1, 2) or len(usable) < len(text_columns):
-        raise ValueError(
-            "data.text_columns must name one or two different columns, none of them the label column "
-            f"{label_column!r} or called 'labels', got {list(text_columns)}"
-        )
-    return Columns(tuple(text_columns), label_column)
+def _check_columns(text_columns: Sequence[str] | None, label_column: str | None) -> None:
+    """Raises ValueError unless the columns are one or two for texts and another one for labels."""
+    if text_columns is not None:
+        usable = set(text_columns) - {label_column, "labels"}
+        if len(text_columns) not in (1, 2) or len(usable) < len(text_columns):
+            raise ValueError(
+                "data.text_columns must name one or two different columns, none of them the label column "
+                f"{label_column!r} or called 'labels', got {list(text_columns)}"
+            )
 
 
 def _read(config: DataConfig) -> dict[str, RawSplit]:
