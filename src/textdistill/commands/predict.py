@@ -23,7 +23,7 @@ from transformers import (
 
 from textdistill.core.processes import Processes
 from textdistill.data.batches import sorted_batches
-from textdistill.data.tokens import TokenizedSplit
+from textdistill.data.tokenized import TokenizedSplit
 from textdistill.distilled.dataset import DistilledDataset
 from textdistill.method.learner import Learner, ModelConfig
 from textdistill.method.pretrained import max_positions

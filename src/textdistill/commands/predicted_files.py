@@ -22,8 +22,9 @@ from textdistill.commands.predict import (
     warn_truncated,
 )
 from textdistill.core.files import replacing
+from textdistill.data.cells import is_string
 from textdistill.data.readers import read_files
-from textdistill.data.source import RawSplit, is_string
+from textdistill.data.source import RawSplit
 
 logger = logging.getLogger(__name__)
 
