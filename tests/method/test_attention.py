@@ -19,6 +19,10 @@ TOLERANCE = {torch.float32: 2e-5, torch.float64: 1e-12}
 B, H, L, WIDTH = 2, 3, 7, 4
 
 
+class Bidirectional(nn.Module):
+    is_causal = False
+
+
 class Heads(NamedTuple):
     query: Tensor
     key: Tensor
@@ -43,7 +47,7 @@ def run(
     inputs: Heads, hidden: Tensor | None, label_type: AttentionLabelType, exact: bool, **kwargs: float
 ) -> tuple[Tensor, Recording]:
     with recording(label_type, exact) as record:
-        output, weights = attention_kernel(nn.Module(), *inputs, hidden, **kwargs)
+        output, weights = attention_kernel(Bidirectional(), *inputs, hidden, **kwargs)
     assert weights is None
     return output, record
 
@@ -94,7 +98,7 @@ def test_rows_are_taken_before_dropout(label_type: AttentionLabelType) -> None:
 
 def test_blocks_nest_and_end_with_an_exception() -> None:
     def call() -> None:
-        attention_kernel(nn.Module(), *heads(), None)
+        attention_kernel(Bidirectional(), *heads(), None)
 
     def fail() -> None:
         with recording(AttentionLabelType.all, exact=False):

@@ -58,7 +58,7 @@ def tokens() -> dict[str, Tensor]:
     """Three texts of 9, 6 and 3 tokens, padded."""
     ids = torch.randint(5, len(VOCABULARY), (3, 9), generator=torch.Generator().manual_seed(0))
     attention_mask = (torch.arange(9) < torch.tensor([[9], [6], [3]])).long()
-    return {"input_ids": ids, "attention_mask": attention_mask}
+    return {"input_ids": ids * attention_mask, "attention_mask": attention_mask}
 
 
 def a_batch(learner: Learner, label_type: AttentionLabelType, step: int = 0) -> InnerBatch:

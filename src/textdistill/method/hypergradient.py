@@ -23,17 +23,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from textdistill.core.precision import FLOAT32, Precision, matmul_precision
 from textdistill.method.inner_loop import InnerBatch, InnerLoss, descend, gradient, inner_step, leaves
-from textdistill.method.learner import Params
+
+if TYPE_CHECKING:
+    from textdistill.method.learner import Params
 
 # A scalar loss on real data as a function of the fine-tuned parameters.
-OuterLoss = Callable[[Params], Tensor]
+OuterLoss: TypeAlias = "Callable[[Params], Tensor]"
 
 # Length of the step along u in ``difference``, relative to the norm of the parameters. The rounding of float32 spoils
 # shorter steps, and curvature spoils longer ones. docs/performance.md compares the results with ``reverse``.

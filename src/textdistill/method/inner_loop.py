@@ -7,14 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
 
 from textdistill.core.precision import FLOAT32, Precision
 from textdistill.method.attention import AttentionLabelType
-from textdistill.method.learner import Learner, Params
 from textdistill.method.losses import attention_loss, task_loss
+
+if TYPE_CHECKING:  # the inner loop calls any learner, and needs none of the code that loads one
+    from textdistill.method.learner import Learner, Params
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class InnerBatch:
 
 
 # A scalar loss with a graph, as a function of the parameters and the batch of an inner step.
-InnerLoss = Callable[[Params, InnerBatch], Tensor]
+InnerLoss: TypeAlias = "Callable[[Params, InnerBatch], Tensor]"
 
 
 def make_inner_loss(

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping
-from contextlib import nullcontext
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from textdistill.core.precision import FLOAT32, Precision
 from textdistill.method.attention import KERNEL, AttentionLabelType, recording
+from textdistill.method.checks import check_fit, own_attention
+from textdistill.method.families import refusing
 from textdistill.method.pretrained import input_embeddings, load_pretrained, max_positions
 
 logger = logging.getLogger(__name__)
@@ -71,6 +74,7 @@ class Learner:
         num_layers: Y, the number of layers.
         num_heads: H, the number of heads of a layer.
         max_positions: the length of the longest sequence that the model takes.
+        reads_last: whether the classifier reads the last position (decoders) rather than the first.
         name: the name of the model in the configuration.
         revision: hub commit or checksum of the weights; None if neither is known.
         use_pretrained_model: whether the body keeps its pretrained weights.
@@ -88,13 +92,23 @@ class Learner:
         self.num_labels = len(class_names)
         self.embedding_size = input_embeddings(self.model).embedding_dim
         self.max_positions = max_positions(self.model)
-        self._records_rows = self._select_attention()
         names = [name for name, _ in self.model.named_parameters()]
         self.head = set(names)
         if config.use_pretrained_model:
             body = f"{self.model.base_model_prefix}."
             self.head = {name for name in names if not name.startswith(body)} | pretrained.missing_keys
-        self.trainable, self.num_layers, self.num_heads = self._trace(names)
+        self.reads_last = False
+        linear = [module for module in self.model.modules() if isinstance(module, nn.Linear)]
+        self._scorer = [module for module in linear if module.out_features == self.num_labels][-1]
+        with refusing(self.name, self.model.config.model_type):
+            self._records_rows = self._select_attention()
+            self.reads_last = self._reads_last()
+            if self.reads_last:
+                # Its classifier looks for padding by this id, in the exported model as well.
+                self.model.config.get_text_config().pad_token_id = self.tokenizer.pad_token_id
+                self.model.config.use_cache = False
+            self.trainable, self.num_layers, self.num_heads = self._trace(names)
+            check_fit(self)
 
         # Heads are drawn in the template, so that the weights of the model stay as they are.
         self._template = pretrained.template
@@ -161,7 +175,7 @@ class Learner:
             params: as ``fresh_params`` returns them. Gradients flow to them.
             inputs: ``inputs_embeds``, (B, L, D); or ``input_ids`` with ``attention_mask`` and, if the tokenizer makes
                 them, ``token_type_ids``, each (B, L).
-            label_type: the rows to return: none, row 0 (cls) or all.
+            label_type: the rows to return: none, the one that the classifier reads (cls) or all.
             exact: use attention that has second derivatives.
             dropout_seed: the seed of the dropout masks of this pass if dropout is enabled; None for no dropout.
 
@@ -171,7 +185,8 @@ class Learner:
         self.model.train(drop)
         with (
             torch.random.fork_rng(devices=devices) if drop else nullcontext(),
-            recording(label_type, exact) as record,
+            recording(label_type, exact, self.reads_last) as record,
+            self._recording_scores() as scores,
         ):
             if drop:
                 assert dropout_seed is not None
@@ -179,13 +194,21 @@ class Learner:
             wants_rows = label_type is not AttentionLabelType.none
             extra = {} if self._records_rows else {"output_attentions": wants_rows}
             outputs = torch.func.functional_call(self.model, params, kwargs={**inputs, **extra})
+        logits = outputs.logits
+        if self.reads_last and "inputs_embeds" in inputs and "attention_mask" in inputs:
+            # transformers finds the last token by its id, and reads the last position where it gets embeddings.
+            mask = inputs["attention_mask"]
+            last = (mask * torch.arange(mask.size(1), device=mask.device)).argmax(dim=1)
+            logits = scores[0][torch.arange(len(mask), device=mask.device), last]
         if not wants_rows:
-            return LearnerOutput(outputs.logits, None)
+            return LearnerOutput(logits, None)
         log_rows = record.log_rows
         if not self._records_rows:
-            rows = [a[:, :, : label_type.rows(a.size(2))] for a in outputs.attentions]
+            if outputs.get("attentions") is None:
+                raise TypeError("it returns no attention")
+            rows = [a[:, :, record.rows(a.size(2))] for a in outputs.attentions]
             log_rows = [row.clamp_min(torch.finfo(row.dtype).tiny).log() for row in rows]
-        return LearnerOutput(outputs.logits, torch.stack(log_rows, dim=1))
+        return LearnerOutput(logits, torch.stack(log_rows, dim=1))
 
     def logits(self, params: Params, inputs: Mapping[str, Tensor], precision: Precision = FLOAT32) -> Tensor:
         """Computes the logits, (B, C), in the type of the parameters.
@@ -221,14 +244,19 @@ class Learner:
     def key_mask(self, length: int, label_type: AttentionLabelType) -> Tensor:
         """Returns which keys each layer can attend to from each supervised row: boolean, (Y, Q, L).
 
-        Layers with a sliding window (ModernBERT) have keys out of reach. Elsewhere every value is True.
+        Layers with a sliding window (ModernBERT) and causal layers have keys out of reach. Elsewhere every value is
+        True.
         """
-        rows = label_type.rows(length)
-        full = torch.ones(rows, length, dtype=torch.bool)
-        with torch.no_grad(), recording(AttentionLabelType.none, exact=False) as record:
-            self.model(inputs_embeds=self._blank_input(length))
-        masks = record.masks if self._records_rows else [None] * self.num_layers
-        return torch.stack([full if m is None else m[0, 0, :rows].cpu() & full for m in masks])
+        blank = {"inputs_embeds": self._blank_input(length)}
+        with torch.no_grad():
+            if not self._records_rows:
+                _, log_rows = self({}, blank, label_type=label_type)
+                assert log_rows is not None
+                return (log_rows[0] > math.log(2 * torch.finfo(log_rows.dtype).tiny)).any(dim=1).cpu()
+            with recording(label_type, exact=False, reads_last=self.reads_last) as record:
+                self.model(**blank)
+        full = torch.ones(label_type.rows(length), length, dtype=torch.bool)
+        return torch.stack([full if m is None else m[0, 0, record.rows(length)].cpu() & full for m in record.masks])
 
     def to_model(self, params: Params) -> PreTrainedModel:
         """Returns an ordinary transformers model with ``params`` as its weights, independent of this learner."""
@@ -239,7 +267,7 @@ class Learner:
                 if name in params:
                     parameter.copy_(params[name])
         if self._records_rows:
-            model.set_attn_implementation("sdpa")
+            model.set_attn_implementation(own_attention(model))
         model.eval()
         return model
 
@@ -253,14 +281,37 @@ class Learner:
         """
         with torch.no_grad(), recording(AttentionLabelType.none, exact=False) as record:
             self.model(inputs_embeds=self._blank_input(2))
-        if record.calls == 0:
+        fits = record.calls > 0 and not record.foreign
+        if not fits:
             logger.warning(
                 "%s computes attention in its own code: falling back to eager attention, slower and with memory"
                 " quadratic in the sequence length",
                 type(self.model).__name__,
             )
             self.model.config._attn_implementation = "eager"
-        return record.calls > 0
+        return fits
+
+    def _reads_last(self) -> bool:
+        """Returns whether the logits depend on the last position alone of what the base model returns."""
+        hidden: list[Tensor] = []
+        hook = self.model.base_model.register_forward_hook(lambda module, args, output: hidden.append(output[0]))
+        try:
+            logits = self.model(inputs_embeds=self._blank_input(3).requires_grad_()).logits
+        finally:
+            hook.remove()
+        (grad,) = torch.autograd.grad(logits.sum(), hidden[0])
+        used = grad.abs().sum(-1)[0] > 0
+        return bool(used[-1] and not used[:-1].any())
+
+    @contextmanager
+    def _recording_scores(self) -> Iterator[list[Tensor]]:
+        """Yields a list to which the last layer of the head adds its output, (B, L, C) in a decoder."""
+        scores: list[Tensor] = []
+        hook = self._scorer.register_forward_hook(lambda module, args, output: scores.append(output))
+        try:
+            yield scores
+        finally:
+            hook.remove()
 
     def _trace(self, names: list[str]) -> tuple[list[str], int, int]:
         """Returns the names of the parameters with a gradient when the input is embeddings, Y, and H."""

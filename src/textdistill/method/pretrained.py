@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -14,9 +17,14 @@ from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+
+from textdistill.method.checks import check_weights
+from textdistill.method.families import check_family, refusing
+from textdistill.method.tokenizer import check_tokenizer, fit_tokenizer
 
 # This name means the weights of the package if it is installed, and those of the hub otherwise.
 MINILM = "minilm-l6"
@@ -53,12 +61,13 @@ def load_pretrained(model_name: str, class_names: tuple[str, ...], attention: st
         attention: name under which the attention function is registered with transformers.
 
     Raises:
-        OSError: the model cannot be loaded.
-        ValueError: the installed weights of ``minilm-l6`` are not the published ones.
+        OSError: the model or its tokenizer cannot be loaded.
+        ValueError: the family of the model is refused, most weights are missing, the tokenizer does not fit the model,
+            or the installed weights of ``minilm-l6`` are not the published ones.
 
     """
     source, revision = locate_weights(model_name)
-    try:
+    with _loading(f"model.model_name={model_name}"):
         config = AutoConfig.from_pretrained(
             source,
             num_labels=len(class_names),
@@ -66,24 +75,53 @@ def load_pretrained(model_name: str, class_names: tuple[str, ...], attention: st
             label2id={name: i for i, name in enumerate(class_names)},
             problem_type="single_label_classification",
         )
-    except OSError as error:
-        raise OSError(f"model.model_name={model_name} cannot be loaded: {error}") from error
-    tokenizer = AutoTokenizer.from_pretrained(source)
+    check_family(config, model_name)
+    with _loading(f"the tokenizer of model.model_name={model_name}"):
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    with _loading(f"model.model_name={model_name}"):
+        try:
+            model, loading_info = _load_model(source, config, attention)
+        except KeyError as error:
+            # Some families choose from a table of their own, which has no other function in it.
+            if error.args != (attention,):
+                raise
+            model, loading_info = _load_model(source, config, "eager")
+    with torch.device("meta"):
+        template = AutoModelForSequenceClassification.from_config(
+            config, dtype=torch.float32, attn_implementation="eager"
+        )
+    missing_keys = frozenset(loading_info["missing_keys"])
+    check_weights(model, missing_keys, model_name)
+    with refusing(model_name, config.model_type):
+        embeddings = input_embeddings(model)
+    check_tokenizer(tokenizer, embeddings.num_embeddings, model_name)
+    fit_tokenizer(tokenizer, config, model_name)
+    revision = revision or getattr(config, "_commit_hash", None)
+    model.requires_grad_(False).eval()
+    return Pretrained(model, tokenizer, template, missing_keys, revision)
+
+
+def _load_model(source: str, config: PreTrainedConfig, attention: str) -> tuple[PreTrainedModel, dict[str, set[str]]]:
     model, loading_info = AutoModelForSequenceClassification.from_pretrained(
         source,
         config=config,
         dtype=torch.float32,
         attn_implementation=attention,
+        # The other ways to compute a mixture of experts have no second derivative.
+        experts_implementation="eager",
         output_loading_info=True,
         ignore_mismatched_sizes=True,
     )
-    with torch.device("meta"):
-        template = AutoModelForSequenceClassification.from_config(
-            config, dtype=torch.float32, attn_implementation="eager"
-        )
-    revision = revision or getattr(config, "_commit_hash", None)
-    model.requires_grad_(False).eval()
-    return Pretrained(model, tokenizer, template, frozenset(loading_info["missing_keys"]), revision)
+    return model, loading_info
+
+
+@contextmanager
+def _loading(what: str) -> Iterator[None]:
+    """A block in which transformers loads something. Its failure becomes one line that names the key."""
+    try:
+        yield
+    except Exception as error:  # the tokenizers package raises Exception itself
+        raise OSError(f"{what} cannot be loaded: {' '.join(str(error).split())}") from error
 
 
 @cache
@@ -113,10 +151,16 @@ def locate_weights(model_name: str) -> tuple[str, str | None]:
 
 
 def input_embeddings(model: PreTrainedModel) -> nn.Embedding:
-    """Returns the table of word embeddings."""
-    embeddings = model.get_input_embeddings()
-    assert isinstance(embeddings, nn.Embedding)
-    return embeddings
+    """Returns the table of word embeddings.
+
+    Raises:
+        TypeError: there is none.
+
+    """
+    with suppress(NotImplementedError):
+        if isinstance(embeddings := model.get_input_embeddings(), nn.Embedding):
+            return embeddings
+    raise TypeError("it has no table of word embeddings")
 
 
 def max_positions(model: PreTrainedModel) -> int:
@@ -125,7 +169,9 @@ def max_positions(model: PreTrainedModel) -> int:
         # RoBERTa and models derived from it number positions from padding_idx + 1.
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
             return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
-    return int(model.config.max_position_embeddings)
+    config = model.config.get_text_config()
+    # Families that bias attention by distance (BLOOM) have no limit.
+    return int(getattr(config, "max_position_embeddings", getattr(config, "max_seq_len", sys.maxsize)))
 
 
 def _sha256(path: Path) -> str:
