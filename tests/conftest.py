@@ -28,7 +28,7 @@ from tests.support.standin import Hub, point_to, serve
 from tests.support.words import CLASS_NAMES, CLASS_WORDS, VOCABULARY, toy_rows
 from textdistill.data.tokenized import TokenizedSplit
 from textdistill.method.learner import Learner, ModelConfig
-from textdistill.runs.mlflow import ensure_store
+from textdistill.runs.mlflow_store import ensure_store
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -46,6 +46,8 @@ OURS = {
     "evaluate.tf32",
     "train.checkpoint_interval",
     "train.resume",
+    "mlflow.tracking_uri",
+    "mlflow.experiment_name",
     "tracking",
 }
 
@@ -359,6 +361,7 @@ FREE = {
     *("data.num_proc", "data.streaming", "data.force_preprocess"),
     *("train.resume", "train.save_ckpt_dir", "train.checkpoint_interval"),
     *("train.log_interval", "train.val_interval", "train.val_steps", "train.trajectory", "tracking", "base.sweep"),
+    *("mlflow.tracking_uri", "mlflow.experiment_name"),
 }
 
 
@@ -453,6 +456,19 @@ def test_configuration_moves_with_its_folder(tmp_path: Path) -> None:
         assert found.base.save_dir == f"{tmp_path}/new {name}"
         assert found.train.save_ckpt_dir == f"{tmp_path}/{'elsewhere' if overrides else 'new a/checkpoints'}"
         assert found.fixed() == config.fixed()
+
+
+def test_configuration_of_an_earlier_version_lacks_later_keys_only(tmp_path: Path) -> None:
+    save(RunConfig(), tmp_path / "run")
+    path = tmp_path / "run" / "config.yaml"
+    tree = OmegaConf.load(path)
+    del tree["mlflow"]
+    OmegaConf.save(tree, path)
+    assert load_run_config(tmp_path / "run").mlflow.tracking_uri is None
+    del tree["train"]["epoch"]
+    OmegaConf.save(tree, path)
+    with pytest.raises(ValueError, match="keys are missing"):
+        load_run_config(tmp_path / "run")
 
 
 def test_folder_without_a_run(tmp_path: Path) -> None:

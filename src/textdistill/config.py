@@ -28,6 +28,7 @@ from textdistill.method.learner import ModelConfig
 from textdistill.runs.folder import RunFolder
 from textdistill.runs.metrics import flatten
 from textdistill.runs.mlflow import Status, SweepRun
+from textdistill.runs.mlflow_store import Destination, MlflowConfig, MlflowRecord
 from textdistill.runs.tracker import Tracking
 from textdistill.training.config import InnerPrecision, TrainConfig
 
@@ -37,10 +38,13 @@ logger = logging.getLogger(__name__)
 # These keys may change when a run resumes: paths, intervals and tracking. Data and model are compared by content.
 # RunConfig.fixed also lets train.max_steps and train.epoch change if the schedule does not depend on the last step.
 CHANGEABLE = re.compile(
-    r"base\.(?!seed$).*|tracking"
+    r"base\.(?!seed$).*|mlflow\..*|tracking"
     r"|data\.(path|datasets_path|preprocessed_datasets_path|num_proc|streaming|force_preprocess)"
     r"|train\.(resume|save_ckpt_dir|trajectory|checkpoint_interval|log_interval|val_interval|val_steps)"
 )
+
+# The configurations of earlier runs lack these keys. Their defaults are what those runs did.
+LATER_KEYS = {"mlflow.tracking_uri", "mlflow.experiment_name"}
 
 
 @dataclass
@@ -69,6 +73,7 @@ class RunConfig:
     learner_train: LearnerTrainConfig = field(default_factory=LearnerTrainConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    mlflow: MlflowConfig = field(default_factory=MlflowConfig)
     tracking: Tracking = Tracking.mlflow
 
     @property
@@ -76,12 +81,22 @@ class RunConfig:
         """Returns the run's folder, ``base.save_dir`` with ``train.save_ckpt_dir``."""
         return RunFolder(self.base.save_dir, self.train.save_ckpt_dir)
 
+    def destination(self, recorded: MlflowRecord | None = None) -> Destination:
+        """Returns the place where MLflow records the run.
+
+        Args:
+            recorded: the record of the run, if an earlier process began it.
+
+        """
+        return Destination.of(self.mlflow, Path(self.base.save_dir_root), self.base.experiment_name, recorded)
+
     def check(self) -> None:
         """Raises ValueError for contradictions. Warns of settings without effect."""
         self.distilled_data.check()
         self.learner_train.check(self.distilled_data)
         self.train.check()
         self.evaluate.check()
+        self.mlflow.check()
         for group in (self.model, self.evaluate):
             if group.task_name != self.data.task_name:
                 name = "model" if group is self.model else "evaluate"
@@ -169,8 +184,10 @@ class Sweep(Callback):
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Creates the MLflow run and its store if the sweep tracks with MLflow."""
         if config.tracking == Tracking.mlflow:
+            keys = MlflowConfig(config.mlflow.tracking_uri, config.mlflow.experiment_name)
             root, experiment = Path(config.base.save_dir_root), config.base.experiment_name
-            Sweep._run = SweepRun(root, experiment, self._name, config.hydra.overrides.task)
+            overrides = config.hydra.overrides.task
+            Sweep._run = SweepRun(lambda: Destination.of(keys, root, experiment), self._name, overrides)
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Ends the run as finished. Hydra calls this hook only if no job failed."""
@@ -224,7 +241,11 @@ def load_run_config(run_dir: Path) -> RunConfig:
     try:
         tree = OmegaConf.merge(OmegaConf.structured(RunConfig), stored := OmegaConf.load(path))
         config = to_run_config(cast(DictConfig, tree))
-        if OmegaConf.to_container(stored) != OmegaConf.to_container(OmegaConf.structured(config)):
+        present, whole = (
+            dict(flatten(cast(dict[str, object], OmegaConf.to_container(tree))))
+            for tree in (stored, OmegaConf.structured(config))
+        )
+        if present != {key: value for key, value in whole.items() if key in present or key not in LATER_KEYS}:
             raise ValueError("keys are missing")
     except (OmegaConfBaseException, YAMLError, ValueError) as error:
         raise ValueError(f"{path} must be the configuration of a run: {error}; restore it from a copy") from error

@@ -26,7 +26,7 @@ from textdistill.cli.main import main
 from textdistill.distilled import storage
 from textdistill.runs.folder import RunFolder
 from textdistill.runs.metrics import JsonLines, MetricLine, read_lines
-from textdistill.runs.mlflow import ensure_store, open_client
+from textdistill.runs.mlflow_store import ensure_store, open_client
 from textdistill.training import checkpoint
 
 pytestmark = pytest.mark.slow

@@ -18,7 +18,7 @@ from tests.support.runs import (
 )
 from textdistill.commands.distill import distill, resume
 from textdistill.commands.reports import track
-from textdistill.runs import mlflow
+from textdistill.runs import mlflow_store
 from textdistill.training.interrupts import Interrupted
 from textdistill.training.outer_step import OuterStep
 
@@ -30,7 +30,7 @@ TRACKED = ["tracking=mlflow", "train.log_interval=1", "base.experiment_name=e", 
 
 def in_mlflow(root: Path, run_dir: Path) -> tuple[Any, dict[tuple[str, int], tuple[float, int]]]:
     """The run of a folder, and its metrics: value and time in milliseconds by key and step, each once."""
-    client = mlflow.open_client(mlflow.ensure_store(root))
+    client = mlflow_store.open_client(mlflow_store.ensure_store(root))
     run = client.get_run(strict_json((run_dir / "mlflow.json").read_text())["run_id"])
     values = [metric for name in run.data.metrics for metric in client.get_metric_history(run.info.run_id, name)]
     found = {(metric.key, metric.step): (metric.value, metric.timestamp) for metric in values}
@@ -48,7 +48,7 @@ def in_lines(run_dir: Path) -> dict[tuple[str, int], tuple[float, int]]:
 
 
 def artifacts_of(root: Path, run: Any) -> set[str]:
-    client = mlflow.open_client(mlflow.ensure_store(root))
+    client = mlflow_store.open_client(mlflow_store.ensure_store(root))
     return {file.path for file in client.list_artifacts(run.info.run_id)}
 
 
@@ -120,7 +120,7 @@ def test_mlflow_run_of_a_run_that_died_goes_on(
     assert after.keys() == lines.keys()
     for (name, step_of), (value, _) in after.items():
         assert name.endswith("_seconds") or value == lines[name, step_of][0]
-    client = mlflow.open_client(mlflow.ensure_store(tmp_path))
+    client = mlflow_store.open_client(mlflow_store.ensure_store(tmp_path))
     assert len(client.search_runs([again.info.experiment_id])) == 1
 
 

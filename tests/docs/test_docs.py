@@ -133,7 +133,7 @@ def test_keys_and_verbs_that_are_named_exist(name: str) -> None:
     for span in spans:
         for word in span.split():
             if match := re.fullmatch(rf"'?((?:{'|'.join(GROUPS)})\.[a-z_]\w*)(=.*)?", word):
-                file = re.fullmatch(r"\w+\.(csv|parquet|py|json|jsonl|ids|offsets|onnx)", match[1])
+                file = re.fullmatch(r"\w+\.(csv|parquet|py|json|jsonl|ids|offsets|onnx|db)", match[1])
                 assert match[1] in keys or file, f"{name}: {word}"
         for verb in re.findall(r"\btextdistill ([a-z]\S*)", span):
             assert verb in VERB_HELP, f"{name}: textdistill {verb}"

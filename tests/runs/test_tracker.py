@@ -16,7 +16,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -30,7 +30,8 @@ from textdistill.config import RunConfig, load_run_config
 from textdistill.runs import mlflow
 from textdistill.runs.folder import RunFolder
 from textdistill.runs.metrics import MetricLine, flatten, read_lines
-from textdistill.runs.mlflow import MlflowRun, Status, SweepRun, ensure_store, open_client
+from textdistill.runs.mlflow import MlflowRun, Status, SweepRun
+from textdistill.runs.mlflow_store import Destination, MlflowConfig, ensure_store, open_client
 from textdistill.runs.tracker import RunTracker, Tracking, open_tracker
 
 
@@ -76,7 +77,10 @@ from pathlib import Path
 from textdistill.runs.folder import RunFolder
 from textdistill.runs.tracker import Tracking, open_tracker
 root = Path(sys.argv[1])
-tracker = open_tracker(Tracking.none, RunFolder(root / "run"), root, "experiment", "name")
+def choose(record):
+    raise AssertionError("without MLflow there is nothing to choose")
+
+tracker = open_tracker(Tracking.none, RunFolder(root / "run"), choose, "name")
 tracker.log_params({"a": {"b": 1}})
 tracker.log_metrics({"loss": 1.0}, 1)
 tracker.log_artifact(root / "run")
@@ -126,6 +130,11 @@ def run_of(client: FakeClient) -> MlflowRun:
 def fake() -> tuple[MlflowRun, FakeClient]:
     client = FakeClient()
     return run_of(client), client
+
+
+def beside(root: Path, experiment: str) -> Callable[..., Destination]:
+    """Chooses the default store of a folder of runs."""
+    return lambda record=None: Destination.of(MlflowConfig(), root, experiment, record)
 
 
 def line(step: int, **metrics: float | None) -> MetricLine:
@@ -254,7 +263,7 @@ PARAMS = {
 def finished_run(root: Path) -> str:
     """A run with everything, recorded through ``open_tracker``; its id."""
     run_dir = root / "experiment" / "run"
-    tracker = open_tracker(Tracking.mlflow, RunFolder(run_dir), root, "experiment", "a run")
+    tracker = open_tracker(Tracking.mlflow, RunFolder(run_dir), beside(root, "experiment"), "a run")
     (run_dir / "distilled").mkdir()
     (run_dir / "distilled" / "config.json").write_text("{}")
     (run_dir / "run.log").write_text("hello")
@@ -347,7 +356,7 @@ def test_server_shows_the_run(root: Path, finished_run: str, server: str) -> Non
 
 @pytest.mark.parametrize("status", Status)
 def test_status_at_the_end(root: Path, status: Status, tmp_path: Path) -> None:
-    run = MlflowRun.open(root, "status", "run", RunFolder(tmp_path))
+    run = MlflowRun.open(beside(root, "status"), "run", RunFolder(tmp_path))
     assert run.client.get_run(run.run_id).info.status == "RUNNING"
     run.log_lines([line(1, loss=1.0)])
     run.close(status)
@@ -361,7 +370,7 @@ def test_store_is_created_once_and_kept(root: Path, monkeypatch: pytest.MonkeyPa
     assert ensure_store(Path()) == ensure_store(root) == f"sqlite:///{root.resolve()}/mlflow.db"
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-    first, second = (MlflowRun.open(root, "kept", name, RunFolder(tmp_path / name)) for name in ("a", "b"))
+    first, second = (MlflowRun.open(beside(root, "kept"), name, RunFolder(tmp_path / name)) for name in ("a", "b"))
     assert first.run_id != second.run_id
     (experiment,) = [e for e in first.client.search_experiments() if e.name == "kept"]
     assert len(first.client.search_runs([experiment.experiment_id])) == 2
@@ -396,7 +405,7 @@ def history_by_lines(run_dir: Path) -> dict[str, list[tuple[int, float, int]]]:
 
 
 def open_run(root: Path, run_dir: Path) -> RunTracker:
-    return open_tracker(Tracking.mlflow, RunFolder(run_dir), root, "going on", "run")
+    return open_tracker(Tracking.mlflow, RunFolder(run_dir), beside(root, "going on"), "run")
 
 
 def test_run_goes_on_as_the_same_mlflow_run(root: Path, tmp_path: Path) -> None:
@@ -457,7 +466,7 @@ def test_store_that_cannot_be_read_is_no_reason_for_a_second_run(
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
-    first = MlflowRun.open(root, "going on", "run", RunFolder(tmp_path))
+    first = MlflowRun.open(beside(root, "going on"), "run", RunFolder(tmp_path))
     first.close()
 
     def locked(*_: Any) -> None:
@@ -465,7 +474,7 @@ def test_store_that_cannot_be_read_is_no_reason_for_a_second_run(
 
     monkeypatch.setattr(MlflowClient, "get_run", locked)
     with pytest.raises(MlflowException, match="database is locked"):
-        MlflowRun.open(root, "going on", "run", RunFolder(tmp_path))
+        MlflowRun.open(beside(root, "going on"), "run", RunFolder(tmp_path))
     assert run_id_of(tmp_path) == first.run_id
 
 
@@ -504,7 +513,7 @@ def everything(root: Path, run_id: str, folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("had", ["nothing", "a part"])
 def test_track_completes_a_run_from_its_files(had: str, root: Path, run_folder: Path, tmp_path: Path) -> None:
     if had == "a part":
-        part = MlflowRun.open(root, "completed", "its name", RunFolder(run_folder))
+        part = MlflowRun.open(beside(root, "completed"), "its name", RunFolder(run_folder))
         part.log_params({"train": {"epoch": 30}})
         part.log_lines(list(read_lines(run_folder / "metrics.jsonl"))[:1])
         part.flush()
@@ -543,11 +552,11 @@ def test_track_of_a_run_without_results_says_failed(root: Path, run_folder: Path
 
 def test_run_of_a_sweep_has_its_run_as_parent(root: Path, tmp_path: Path) -> None:
     """So has one that is completed later; runs of no sweep, or of one that the store does not know, have none."""
-    sweep = SweepRun(root, "sweeps", "a-sweep", ["a=1", "+b=[1,2]", "a=1,2"])
+    sweep = SweepRun(beside(root, "sweeps"), "a-sweep", ["a=1", "+b=[1,2]", "a=1,2"])
     parents = {}
     for name, of in {"job": "a-sweep", "plain": "", "stray": "another"}.items():
         (tmp_path / name).mkdir()
-        run = MlflowRun.open(root, "sweeps", name, RunFolder(tmp_path / name), of)
+        run = MlflowRun.open(beside(root, "sweeps"), name, RunFolder(tmp_path / name), of)
         run.close()
         parents[name] = run.client.get_run(run.run_id).data.tags.get("mlflow.parentRunId")
     assert parents["plain"] is parents["stray"] is None
@@ -556,7 +565,7 @@ def test_run_of_a_sweep_has_its_run_as_parent(root: Path, tmp_path: Path) -> Non
     assert found.data.params == {"a": "1,2", "b": "[1,2]"}
     sweep.close(Status.FAILED)
     assert run.client.get_run(parents["job"]).info.status == "FAILED"
-    again = SweepRun(root, "sweeps", "a-sweep", ["a=3"])
+    again = SweepRun(beside(root, "sweeps"), "a-sweep", ["a=3"])
     assert run.client.get_run(parents["job"]).info.status == "RUNNING"
     again.close(Status.FINISHED)
     found = run.client.get_run(parents["job"])
@@ -569,8 +578,8 @@ def test_sweep_whose_own_run_fails_goes_on(
     def locked(_: Path) -> None:
         raise sqlite3.OperationalError("database is locked")
 
-    monkeypatch.setattr(mlflow, "ensure_store", locked)
-    SweepRun(root, "sweeps", "locked", []).close(Status.FINISHED)
+    monkeypatch.setattr(mlflow, "open_store", locked)
+    SweepRun(beside(root, "sweeps"), "locked", []).close(Status.FINISHED)
     (record,) = caplog.records
     assert record.getMessage() == (
         "MLflow failed (OperationalError: database is locked) in the sweep's own run; its jobs go on"
@@ -590,7 +599,7 @@ JOB = """
 import logging, sys, time
 from pathlib import Path
 from textdistill.runs.folder import RunFolder
-from textdistill.runs.mlflow import open_client
+from textdistill.runs.mlflow_store import Destination, MlflowConfig, open_client
 from textdistill.runs.tracker import Tracking, open_tracker
 root, name = Path(sys.argv[1]), sys.argv[2]
 logging.basicConfig(level=logging.INFO, stream=sys.stderr)  # as Hydra sets it
@@ -598,7 +607,8 @@ open_client("sqlite://")  # the import, done before the start signal
 (root / name).mkdir()
 while not (root / "go").exists():
     time.sleep(0.001)
-tracker = open_tracker(Tracking.mlflow, RunFolder(root / name), root, "parallel", name)
+choose = lambda record: Destination.of(MlflowConfig(), root, "parallel", record)
+tracker = open_tracker(Tracking.mlflow, RunFolder(root / name), choose, name)
 tracker.log_metrics({"loss": 1.0}, 1)
 tracker.close()
 from mlflow.telemetry.utils import is_telemetry_disabled
@@ -610,7 +620,7 @@ def test_two_jobs_start_at_once_on_a_fresh_root(tmp_path: Path) -> None:
     """Both create the store and the experiment; nothing is lost, and neither says a word."""
     names = ["first", "second"]
     # Bare, since MLflow turns its telemetry off by itself under pytest and in CI.
-    environment = {key: os.environ[key] for key in ("PATH", "HOME") if key in os.environ}
+    environment = {key: os.environ[key] for key in ("PATH", "HOME", "PYTHONPATH") if key in os.environ}
     jobs = [
         subprocess.Popen(
             [sys.executable, "-c", JOB, str(tmp_path), name],
@@ -627,7 +637,8 @@ def test_two_jobs_start_at_once_on_a_fresh_root(tmp_path: Path) -> None:
     (tmp_path / "go").touch()
     errors = [job.communicate(timeout=300)[1] for job in jobs]
     assert [job.returncode for job in jobs] == [0, 0], errors
-    assert errors == ["", ""]
+    assert [len(error.splitlines()) for error in errors] == [1, 1], errors
+    assert all("MLflow: sqlite:///" in error for error in errors)
 
     client = open_client(ensure_store(tmp_path))
     (experiment,) = [e for e in client.search_experiments() if e.name == "parallel"]

@@ -23,6 +23,7 @@ from textdistill.cli.process import quiet_logs, rank
 from textdistill.cli.terminal import print_run
 from textdistill.commands.distill import distill
 from textdistill.runs.mlflow import Status
+from textdistill.runs.mlflow_store import MlflowConfig
 
 
 def run_app(debug: bool, arguments: list[str]) -> None:
@@ -37,6 +38,10 @@ def run_app(debug: bool, arguments: list[str]) -> None:
     def job(tree: DictConfig) -> float:
         return _job(debug, tree)
 
+    for argument in arguments:
+        if argument.lstrip("+").startswith("mlflow.tracking_uri="):
+            # Hydra would write and print a sweep's overrides before a job checks them.
+            MlflowConfig(argument.partition("=")[2]).check()
     with ExitStack() as stack:
         if rank() > 0:
             # Every process would create Hydra's folders and a sweep's MLflow run. Only process 0 must leave them.

@@ -14,6 +14,8 @@ def quiet_logs() -> None:
     logging.basicConfig(level=level, format="[%(asctime)s][%(name)s] %(message)s")
     for name in ("httpx", "httpx2", "datasets", "alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # MLflow's client repeats a request that failed. The failure itself is reported once.
+    logging.getLogger("urllib3").setLevel(logging.ERROR)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
 

@@ -177,9 +177,7 @@ def _recorded(config: RunConfig, hydra_files: Mapping[str, str]) -> Iterator[Run
     with ExitStack() as stack:
         stack.enter_context(folder.log_file(expected=(StopTraining,)))
         logger.info("run folder: %s", folder.path)
-        tracker = open_tracker(
-            config.tracking, folder, Path(base.save_dir_root), base.experiment_name, base.run_name, base.sweep
-        )
+        tracker = open_tracker(config.tracking, folder, config.destination, base.run_name, base.sweep)
         stack.push(lambda kind, *_: tracker.close(_status(kind)))
         tracker.log_params(asdict(config))
         yield tracker

@@ -13,6 +13,7 @@ from textdistill.reporting.rows import find_results, report_rows
 from textdistill.reporting.tables import Format, comma_separated, latex, markdown
 from textdistill.runs.metrics import read_lines
 from textdistill.runs.mlflow import MlflowRun, Status
+from textdistill.runs.mlflow_store import reason
 
 
 def report(paths: Sequence[str | Path], form: Format = Format.markdown) -> str:
@@ -46,8 +47,7 @@ def track(run_dir: str | Path) -> str:
     base, folder = config.base, config.run_folder
     with folder.lock():
         try:
-            root = Path(base.save_dir_root)
-            mlflow = MlflowRun.open(root, base.experiment_name, base.run_name, folder, base.sweep)
+            mlflow = MlflowRun.open(config.destination, base.run_name, folder, base.sweep)
             mlflow.log_params(asdict(config))
             mlflow.log_lines(read_lines(folder.metrics))
             for path in folder.artifacts():
@@ -57,8 +57,5 @@ def track(run_dir: str | Path) -> str:
             raise
         # MLflow, its database and the disk raise errors of many types.
         except Exception as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise OSError(
-                f"MLflow failed ({type(error).__name__}: {reason}); remove the cause and try again"
-            ) from error
+            raise OSError(f"MLflow failed ({reason(error)}); remove the cause and try again") from error
     return mlflow.run_id

@@ -144,7 +144,7 @@ def _sweep_run(base: RunConfig, name: str, overrides: Sequence[str]) -> Iterator
     if base.tracking is not Tracking.mlflow:
         yield
         return
-    parent = SweepRun(Path(base.base.save_dir_root), base.base.experiment_name, name, overrides)
+    parent = SweepRun(base.destination, name, overrides)
     status = Status.FAILED
     try:
         yield

@@ -17,7 +17,7 @@ import yaml
 from textdistill.config import CHANGEABLE
 from textdistill.runs.folder import RESULTS_FILE, RunFolder
 from textdistill.runs.metrics import flatten
-from textdistill.runs.mlflow import ARTIFACTS
+from textdistill.runs.mlflow_store import ARTIFACTS
 from textdistill.runs.results import RunResult, Score
 
 # Each of these keys of config.yaml has its own column.

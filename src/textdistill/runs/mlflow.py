@@ -1,26 +1,24 @@
-"""Records runs and sweeps in MLflow.
-
-The store is the file ``mlflow.db`` beside the runs. The artifacts are in ``mlartifacts/``. No other module imports the
-package ``mlflow``. Importing MLflow takes two seconds and creating its database takes two more, so ``tracking=none``
-does neither.
-"""
+"""Records runs and sweeps in MLflow."""
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from filelock import FileLock
-
-from textdistill.core.files import replacing
 from textdistill.runs.folder import RunFolder
 from textdistill.runs.metrics import MetricLine, flatten
+from textdistill.runs.mlflow_store import (
+    Destination,
+    MlflowRecord,
+    check_location,
+    experiment_id,
+    open_store,
+    reason,
+)
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -28,8 +26,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# This folder beside the runs holds MLflow's copies of run files.
-ARTIFACTS = "mlartifacts"
 # This tag marks the MLflow run that is the parent of a sweep's runs. The tag's value is the sweep's name.
 SWEEP_TAG = "textdistill.sweep"
 
@@ -38,8 +34,6 @@ MAX_PARAMS = 100
 MAX_METRICS = 1000
 # Metrics wait at most this long before they are written.
 FLUSH_SECONDS = 20.0
-# Creating the tables of the store takes seconds. Other processes wait at most this long for the tables.
-STORE_SECONDS = 60.0
 
 
 class Status(StrEnum):
@@ -71,29 +65,40 @@ class MlflowRun:
         self._flushed = time.monotonic()
 
     @classmethod
-    def open(cls, root: Path, experiment: str, run_name: str, folder: RunFolder, sweep: str = "") -> MlflowRun:
+    def open(
+        cls, choose: Callable[[MlflowRecord | None], Destination], run_name: str, folder: RunFolder, sweep: str = ""
+    ) -> MlflowRun:
         """Opens the MLflow run of a run folder. Creates the run if the folder or the store does not have it.
 
+        The folder notes the destination before the store is opened, so that a run whose store failed is completed
+        there.
+
         Args:
-            root: the folder of all runs, which holds the store.
-            experiment: the name of the experiment. A missing experiment is created.
+            choose: returns the store and the experiment; receives what the folder notes of them. A missing experiment
+                is created.
             run_name: the name of the run, which need not be unique.
             folder: the run folder, which keeps the id of the run in ``mlflow.json``.
             sweep: the name of the sweep; empty for none. The sweep's MLflow run becomes the parent if the store has it.
 
+        Raises:
+            ValueError: the experiment or the run was deleted, or the store was moved or left half made.
+
         """
-        client = open_client(ensure_store(root))
-        run = cls._known(client, folder.mlflow_id)
-        if run is not None:
-            return run
-        experiment_id = _experiment_id(client, root, experiment)
-        parent = _sweep_run_id(client, sweep) if sweep else None
-        # MLflow itself marks a nested run with this tag.
-        tags = {"mlflow.parentRunId": parent} if parent else {}
-        run_id = str(client.create_run(experiment_id, run_name=run_name, tags=tags).info.run_id)
-        with replacing(folder.mlflow_id) as partial:
-            partial.write_text(json.dumps({"run_id": run_id}) + "\n", encoding="utf-8")
-        return cls(client, run_id)
+        record = MlflowRecord.read(folder)
+        destination = choose(record)
+        if record is None or record.run_id is None:
+            MlflowRecord.of(destination).write(folder)
+        client = open_store(destination)
+        run = None if record is None else cls._known(client, destination, record)
+        if run is None:
+            parent = _sweep_run_id(client, sweep) if sweep else None
+            # MLflow itself marks a nested run with this tag.
+            tags = {"mlflow.parentRunId": parent} if parent else {}
+            created = client.create_run(experiment_id(client, destination), run_name=run_name, tags=tags)
+            run = cls(client, str(created.info.run_id))
+            MlflowRecord.of(destination, run.run_id).write(folder)
+        logger.info("MLflow: %s, run %s", destination, run.run_id)
+        return run
 
     def log_params(self, params: Mapping[str, object]) -> None:
         """Writes parameters. Nested mappings become dotted keys. MLflow cuts values beyond 6,000 characters."""
@@ -136,22 +141,26 @@ class MlflowRun:
         self.client.set_terminated(self.run_id, status=str(status))
 
     @classmethod
-    def _known(cls, client: MlflowClient, path: Path) -> MlflowRun | None:
-        """Opens the run whose id is in a file. Returns None if the file or the run does not exist."""
+    def _known(cls, client: MlflowClient, destination: Destination, record: MlflowRecord) -> MlflowRun | None:
+        """Opens the run of a record. Returns None if the run is elsewhere or does not exist."""
         from mlflow.exceptions import MlflowException
 
-        try:
-            run_id = str(json.loads(path.read_bytes())["run_id"])
-            stored = client.get_run(run_id)
-        except FileNotFoundError:
+        run_id = record.run_id
+        if run_id is None or not record.fits(destination):
             return None
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} must hold an id of MLflow ({error!r}); remove the file for a new run") from error
+        try:
+            stored = client.get_run(run_id)
         except MlflowException as error:
             # Only this code proves that the store lacks the run. Other errors, such as a locked database, do not.
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
             return None
+        if stored.info.lifecycle_stage == "deleted":
+            raise ValueError(
+                f"MLflow's run {run_id} must not be deleted; restore it with"
+                f" {destination.command(f'mlflow runs restore --run-id {run_id}')}, or remove mlflow.json for a new run"
+            )
+        check_location(destination, stored.info.artifact_uri)
         run = cls(client, run_id)
         run._params = set(stored.data.params)
         for name in stored.data.metrics:
@@ -167,22 +176,22 @@ class SweepRun:
     warning. The jobs' runs then have no parent.
 
     Args:
-        root: the folder of all runs.
-        experiment: the name of the experiment. A missing experiment is created.
-        sweep: the sweep's name, unique in ``root``, of letters, digits, ``.``, ``-`` and ``_``. The run of an earlier
+        choose: returns the store and the experiment. A missing experiment is created.
+        sweep: the sweep's name, unique in the store, of letters, digits, ``.``, ``-`` and ``_``. The run of an earlier
             sweep with the same name is continued.
         overrides: the sweep's overrides, ``key=value``, which become the run's parameters.
 
     """
 
-    def __init__(self, root: Path, experiment: str, sweep: str, overrides: Iterable[str]) -> None:
+    def __init__(self, choose: Callable[[], Destination], sweep: str, overrides: Iterable[str]) -> None:
         self._run: tuple[MlflowClient, str] | None = None
         try:
-            client = open_client(ensure_store(root))
+            destination = choose()
+            client = open_store(destination)
             run_id = _sweep_run_id(client, sweep)
             if run_id is None:
-                experiment_id = _experiment_id(client, root, experiment)
-                run = client.create_run(experiment_id, run_name=f"sweep.{sweep}", tags={SWEEP_TAG: sweep})
+                experiment = experiment_id(client, destination)
+                run = client.create_run(experiment, run_name=f"sweep.{sweep}", tags={SWEEP_TAG: sweep})
                 run_id = str(run.info.run_id)
                 # Of two overrides for one key, Hydra uses the last.
                 for key, value in dict(override.lstrip("+~").partition("=")[::2] for override in overrides).items():
@@ -204,33 +213,7 @@ class SweepRun:
 
     @staticmethod
     def _warn(error: Exception) -> None:
-        reason = str(error).strip().partition("\n")[0]
-        logger.warning("MLflow failed (%s: %s) in the sweep's own run; its jobs go on", type(error).__name__, reason)
-
-
-def ensure_store(root: Path) -> str:
-    """Creates the MLflow store of ``root`` unless the store exists. Parallel jobs may call this function at once.
-
-    Returns:
-        The tracking URI: ``sqlite:///`` and the absolute path of ``root/mlflow.db``.
-
-    """
-    root = root.resolve()
-    root.mkdir(parents=True, exist_ok=True)
-    uri = f"sqlite:///{root / 'mlflow.db'}"
-    with FileLock(root / "mlflow.db.lock", timeout=STORE_SECONDS):
-        # The first access creates and migrates the tables.
-        open_client(uri).search_experiments(max_results=1)
-    return uri
-
-
-def open_client(uri: str) -> MlflowClient:
-    """Opens a client of a store. Turns off MLflow's telemetry and its INFO messages before the import."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-    from mlflow import MlflowClient
-
-    return MlflowClient(tracking_uri=uri)
+        logger.warning("MLflow failed (%s) in the sweep's own run; its jobs go on", reason(error))
 
 
 def _sweep_run_id(client: MlflowClient, sweep: str) -> str | None:
@@ -238,16 +221,3 @@ def _sweep_run_id(client: MlflowClient, sweep: str) -> str | None:
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     runs = client.search_runs(experiments, filter_string=f"tags.`{SWEEP_TAG}` = '{sweep}'", max_results=1)
     return str(runs[0].info.run_id) if runs else None
-
-
-def _experiment_id(client: MlflowClient, root: Path, name: str) -> str:
-    """Returns the id of the experiment called ``name``. Creates the experiment unless it exists."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return client.create_experiment(name, artifact_location=(root.resolve() / ARTIFACTS).as_uri())
-    except MlflowException:
-        existing = client.get_experiment_by_name(name)
-        if existing is None:
-            raise
-        return str(existing.experiment_id)

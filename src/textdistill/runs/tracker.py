@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 from textdistill.runs.folder import RunFolder
 from textdistill.runs.metrics import JsonLines, read_lines
 from textdistill.runs.mlflow import MlflowRun, Status
+from textdistill.runs.mlflow_store import Destination, MlflowRecord, reason
 
 logger = logging.getLogger(__name__)
 
@@ -78,29 +80,31 @@ class RunTracker:
         # MLflow, its database, the network and the disk raise errors of many types. None of them may end the run.
         except Exception as error:
             self._mlflow = None
-            reason = str(error).strip().partition("\n")[0]
             logger.warning(
-                "MLflow failed (%s: %s); the run goes on and is recorded in %s; afterwards, textdistill track %s"
+                "MLflow failed (%s); the run goes on and is recorded in %s; afterwards, textdistill track %s"
                 " completes the MLflow run",
-                type(error).__name__, reason, self._lines.path, self._folder.path,
+                reason(error), self._lines.path, shlex.quote(str(self._folder.path)),
             )  # fmt: skip
             logger.debug("traceback", exc_info=error)
 
 
 def open_tracker(
-    tracking: Tracking, folder: RunFolder, root: Path, experiment: str, run_name: str, sweep: str = ""
+    tracking: Tracking,
+    folder: RunFolder,
+    choose: Callable[[MlflowRecord | None], Destination],
+    run_name: str,
+    sweep: str = "",
 ) -> RunTracker:
     """Starts to record a run, or continues the record of an earlier process.
 
     Args:
         tracking: ``mlflow`` or ``none``.
         folder: the run's folder. A missing folder is created.
-        root: the folder of all runs, which holds the MLflow store. A missing folder is created.
-        experiment: the name of MLflow's experiment, shared by runs that are compared.
+        choose: returns the place where MLflow records the run; receives what the folder notes of it.
         run_name: the name of the run in MLflow, which need not be unique.
         sweep: the name of the sweep that the run belongs to; empty for none.
 
     """
     if tracking is Tracking.none:
         return RunTracker(folder, None)
-    return RunTracker(folder, lambda: MlflowRun.open(root, experiment, run_name, folder, sweep))
+    return RunTracker(folder, lambda: MlflowRun.open(choose, run_name, folder, sweep))
