@@ -32,11 +32,11 @@ def configure(model: str, *overrides: str) -> RunConfig:
     return compose(f"model.model_name={model}", *README, *overrides)
 
 
-def noise_set(config: RunConfig, learner: Learner) -> DistilledDataset:
+def noise_set(config: RunConfig, learner: Learner, class_names: tuple[str, ...] = CLASS_NAMES) -> DistilledDataset:
     """A distilled set that starts from noise and needs no texts: how it starts does not change the time of a step."""
     shape = replace(config.distilled_data, init=Init.noise)
     no_texts: TokenizedSplit = None  # type: ignore[assignment]
-    metadata = SetMetadata(config.data.task_name, CLASS_NAMES, model_metadata(learner))
+    metadata = SetMetadata(config.data.task_name, class_names, model_metadata(learner))
     return initial_set(shape, config.learner_train, metadata, learner, no_texts, config.base.seed)
 
 
@@ -54,7 +54,7 @@ def made_up_batch(config: RunConfig, learner: Learner, tokens: int) -> dict[str,
         "input_ids": torch.randint(learner.model.config.vocab_size, shape, generator=random),
         "attention_mask": torch.ones(shape, dtype=torch.int64),
         "token_type_ids": torch.zeros(shape, dtype=torch.int64),
-        "labels": torch.randint(len(CLASS_NAMES), shape[:1], generator=random),
+        "labels": torch.randint(learner.num_labels, shape[:1], generator=random),
     }
 
 

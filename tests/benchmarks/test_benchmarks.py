@@ -14,6 +14,7 @@ from benchmarks.reference_recipe import ReferenceStep, configure_reference, padd
 from benchmarks.workload import CLASS_NAMES, OurStep, configure, made_up_batch, noise_set
 
 from benchmarks import (
+    classes,
     evaluation,
     limit,
     measure,
@@ -41,6 +42,7 @@ PROMISED = {
     time_to_accuracy: "recipe outer_steps seconds accuracy stopped time_ratio time_ratio_spread",
     limit: "seq_length flops seconds matmul_rate achieved_share matmul attention norm elementwise parameters other",
     scaling: "rows cold_start_seconds warm_start_seconds step_seconds step_ratio anon_mb memory_ratio",
+    classes: "seq_length classes batch_tokens seconds peak_mb time_ratio memory_ratio memory_growth set_mb",
     evaluation: "learners rows rows_per_second bare_rows_per_second time_ratio time_ratio_spread",
 }
 

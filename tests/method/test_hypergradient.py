@@ -16,6 +16,7 @@ from torch import Tensor
 from tests.support.reference import directional_derivative
 from tests.support.words import CLASS_NAMES
 from textdistill.core.precision import FLOAT32, Precision
+from textdistill.method import inner_loop
 from textdistill.method.attention import AttentionLabelType
 from textdistill.method.hypergradient import Estimator, Hypergradient, Trajectory, hypergradient
 from textdistill.method.inner_loop import InnerBatch, InnerLoss, fine_tune, make_inner_loss
@@ -187,6 +188,53 @@ def test_dropout_masks_are_replayed(dropout_learner: Learner, estimator: Estimat
     without = [dataclasses.replace(batch, dropout_seed=None) for batch in batches]
     plain = estimate(estimator, dropout_learner, CLS, without, exact=True)
     assert not torch.allclose(plain.outer_loss, result.outer_loss, atol=1e-6)
+
+
+# --- micro-batches
+
+
+@pytest.mark.parametrize("bound", [14, 7])
+@pytest.mark.parametrize("label_type", [NONE, CLS, ALL])
+@pytest.mark.parametrize("estimator", list(Estimator))
+def test_micro_batches_give_the_hypergradient_of_the_whole(
+    tiny_learner: Learner,
+    estimator: Estimator,
+    label_type: AttentionLabelType,
+    bound: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two samples and one, or three times one. The difference is long, because a short one amplifies rounding."""
+    batches = some_batches(label_type, 2, len(tiny_learner.trainable))
+    whole = estimate(estimator, tiny_learner, label_type, batches, eps=1e-3)
+    monkeypatch.setattr(inner_loop, "MICRO_BATCH_TOKENS", bound)
+    assert_same(estimate(estimator, tiny_learner, label_type, batches, eps=1e-3), whole, tolerance=1e-10)
+
+
+@pytest.mark.parametrize("estimator", [Estimator.difference, Estimator.forward])
+def test_micro_batches_replay_their_dropout_masks(
+    dropout_learner: Learner, estimator: Estimator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inner_loop, "MICRO_BATCH_TOKENS", 14)
+    batches = some_batches(CLS, 2)
+    result, reverse = (estimate(e, dropout_learner, CLS, batches, exact=True) for e in (estimator, Estimator.reverse))
+    assert_same(result, reverse, tolerance=1e-5)
+
+
+@pytest.mark.parametrize("estimator", list(Estimator))
+def test_no_forward_pass_exceeds_the_bound(
+    tiny_learner: Learner, estimator: Estimator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = set()
+    inner_loss = make_inner_loss(tiny_learner, CLS, LAMBDA, estimator.exact)
+
+    def watched(params: Params, batch: InnerBatch) -> Tensor:
+        sizes.add(len(batch.labels))
+        return inner_loss(params, batch)
+
+    monkeypatch.setattr(inner_loop, "MICRO_BATCH_TOKENS", 14)
+    params = tiny_learner.fresh_params(0)
+    hypergradient(estimator, watched, make_outer_loss(tiny_learner), params, some_batches(CLS, 2))
+    assert sizes == {1, 2}
 
 
 @pytest.mark.parametrize("estimator", list(Estimator))

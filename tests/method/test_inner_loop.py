@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from textdistill.method import inner_loop
 from textdistill.method.attention import AttentionLabelType
 from textdistill.method.inner_loop import InnerBatch, InnerLoss, fine_tune, inner_step, leaves, make_inner_loss
 from textdistill.method.learner import Learner, Params
@@ -123,3 +124,64 @@ def test_every_evaluation_of_a_step_has_the_same_dropout_masks(dropout_learner: 
     seeded, again, other = (dataclasses.replace(batch, dropout_seed=seed) for seed in (1, 1, 2))
     assert torch.equal(inner_loss(params, seeded), inner_loss(params, again))
     assert not torch.allclose(inner_loss(params, seeded), inner_loss(params, other))
+
+
+@pytest.mark.parametrize(("bound", "sizes"), [(21, [3]), (20, [2, 1]), (14, [2, 1]), (13, [1, 1, 1]), (1, [1, 1, 1])])
+def test_micro_batches_are_the_batch_in_parts_within_the_bound(
+    bound: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inner_loop, "MICRO_BATCH_TOKENS", bound)
+    batch = dataclasses.replace(batches(CLS)[0], context={"attention_mask": torch.arange(21).view(3, 7)})
+    shares, parts = zip(*batch.micro_batches(), strict=True)
+    assert shares == tuple(size / 3 for size in sizes)
+    assert [len(part.labels) for part in parts] == sizes
+    for name, tensor in batch.learned.items():
+        assert torch.equal(torch.cat([part.learned[name] for part in parts]), tensor)
+    assert torch.equal(torch.cat([part.context["attention_mask"] for part in parts]), batch.context["attention_mask"])
+    assert all(part.lr is batch.lr for part in parts)
+    assert (parts[0] is batch) == (len(sizes) == 1)
+
+
+def test_many_samples_have_micro_batches_of_almost_equal_size() -> None:
+    batch = InnerBatch(torch.zeros(150, 32, 1), torch.zeros(150, 150), None, torch.tensor(0.1))
+    assert [len(part.labels) for _, part in batch.micro_batches()] == [50, 50, 50]  # not 64, 64, 22
+
+
+@pytest.mark.parametrize("bound", [14, 7])
+@pytest.mark.parametrize("label_type", [NONE, CLS, ALL])
+def test_a_step_in_micro_batches_is_the_step_on_the_whole(
+    tiny_learner: Learner, label_type: AttentionLabelType, bound: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = tiny_learner.fresh_params(0)
+    inner_loss = make_inner_loss(tiny_learner, label_type, 0.7)
+    given = []
+    for batch in batches(label_type, len(tiny_learner.trainable)):
+        labels = batch.attention_labels
+        weighted = None if labels is None else labels * randn(40, *labels.shape[:-1], 1).exp()
+        given.append(dataclasses.replace(batch, attention_labels=weighted))
+    whole = fine_tune(inner_loss, start, given)
+    monkeypatch.setattr(inner_loop, "MICRO_BATCH_TOKENS", bound)
+    trained = fine_tune(inner_loss, start, given)
+    for name, tensor in trained.items():
+        torch.testing.assert_close(tensor, whole[name], rtol=0, atol=1e-10)
+
+
+def test_real_texts_in_micro_batches_keep_their_masks(tiny_learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Class indices and an attention mask, as the baseline on random samples passes them."""
+    mask = (torch.arange(7) < torch.tensor([[7], [4], [5]])).long()
+    batch = dataclasses.replace(batches(NONE)[0], labels=torch.tensor([2, 0, 1]), context={"attention_mask": mask})
+    inner_loss, params = make_inner_loss(tiny_learner, NONE, 0.0), tiny_learner.fresh_params(0)
+    whole = inner_step(inner_loss, params, batch)
+    monkeypatch.setattr(inner_loop, "MICRO_BATCH_TOKENS", 7)
+    trained = inner_step(inner_loss, params, batch)
+    for name, tensor in trained.items():
+        torch.testing.assert_close(tensor, whole[name], rtol=0, atol=1e-10)
+
+
+def test_micro_batches_have_dropout_masks_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inner_loop, "MICRO_BATCH_TOKENS", 7)
+    batch = batches(CLS)[0]
+    seeds = [[b.dropout_seed for _, b in dataclasses.replace(batch, dropout_seed=s).micro_batches()] for s in (1, 1, 2)]
+    assert seeds[0] == seeds[1]
+    assert len({*seeds[0], *seeds[2]}) == 6
+    assert all(part.dropout_seed is None for _, part in batch.micro_batches())

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from textdistill.core.precision import FLOAT32, Precision, matmul_precision
-from textdistill.method.inner_loop import InnerBatch, InnerLoss, descend, gradient, inner_step, leaves
+from textdistill.method.inner_loop import InnerBatch, InnerLoss, add, descend, gradient, inner_step, leaves
 
 if TYPE_CHECKING:
     from textdistill.method.learner import Params
@@ -223,19 +223,23 @@ def _forward(
     inner_loss: InnerLoss, params: Params, batch: InnerBatch, v: Params, grads: Mapping[str, Tensor]
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Takes D_u of both gradients by forward-mode over reverse-mode differentiation."""
-
-    def loss(params: Params, learned: dict[str, Tensor]) -> Tensor:
-        return inner_loss(params, batch.replace(learned))
-
-    def first_order(params: Params) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        grads = torch.func.grad(loss, argnums=(0, 1))(params, batch.learned)
-        assert isinstance(grads, tuple)
-        return grads
-
     u = {name: v[name] * rate for name, rate in zip(grads, batch.lr.expand(len(grads)), strict=True)}
     direction = {name: u[name] if name in u else torch.zeros_like(p) for name, p in params.items()}
-    derivatives: tuple[dict[str, Tensor], dict[str, Tensor]] = torch.func.jvp(first_order, (params,), (direction,))[1]
-    return derivatives
+
+    def derivatives(share: float, batch: InnerBatch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        def loss(params: Params, learned: dict[str, Tensor]) -> Tensor:
+            return share * inner_loss(params, batch.replace(learned))
+
+        def first_order(params: Params) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+            grads = torch.func.grad(loss, argnums=(0, 1))(params, batch.learned)
+            assert isinstance(grads, tuple)
+            return grads
+
+        result: tuple[dict[str, Tensor], dict[str, Tensor]]
+        result = torch.func.jvp(first_order, (params,), (direction,))[1]
+        return result
+
+    return _over_micro_batches(derivatives, batch)
 
 
 def _reverse(
@@ -268,11 +272,31 @@ def _inner_gradients(
     Without ``needs_params`` the gradients with respect to the parameters are left out.
     """
     params = leaves(params) if needs_params else params
-    learned = leaves(batch.learned)
-    loss = inner_loss(params, batch.replace(learned))
-    grads = gradient(loss, {**(params if needs_params else {}), **learned})
-    phi_grads = {name: grads.pop(name) for name in learned}
-    return grads, phi_grads
+
+    def gradients(share: float, batch: InnerBatch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        learned = leaves(batch.learned)
+        loss = share * inner_loss(params, batch.replace(learned))
+        grads = gradient(loss, {**(params if needs_params else {}), **learned})
+        phi_grads = {name: grads.pop(name) for name in learned}
+        return grads, phi_grads
+
+    return _over_micro_batches(gradients, batch)
+
+
+def _over_micro_batches(
+    derivatives: Callable[[float, InnerBatch], tuple[dict[str, Tensor], dict[str, Tensor]]], batch: InnerBatch
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Adds up the derivatives of micro-batches for the parameters, and joins those for the samples."""
+    total: dict[str, Tensor] = {}
+    samples: list[dict[str, Tensor]] = []
+    for share, micro_batch in batch.micro_batches():
+        of_params, of_samples = derivatives(share, micro_batch)
+        total = add(total, of_params)
+        samples.append(of_samples)
+        del of_params  # it would stay in memory while the next micro-batch is computed
+    if len(samples) == 1:
+        return total, samples[0]
+    return total, {name: torch.cat([part[name] for part in samples]) for name in samples[0]}
 
 
 def _outer_gradient(outer_loss: OuterLoss, params: Params) -> tuple[Tensor, Params]:

@@ -1,11 +1,15 @@
 """The inner loop: gradient steps of a learner on a few samples.
 
 Distillation, evaluation, coreset baselines and ``finetune`` all train a learner through ``inner_step``.
+
+The inner loss is a mean over samples. So its gradient is the sum of the gradients of micro-batches, each weighted by
+its share of the samples. A step on many samples takes one micro-batch after the other, and its memory stays bounded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -13,11 +17,15 @@ import torch
 from torch import Tensor
 
 from textdistill.core.precision import FLOAT32, Precision
+from textdistill.core.seeding import stream_seed
 from textdistill.method.attention import AttentionLabelType
 from textdistill.method.losses import attention_loss, task_loss
 
 if TYPE_CHECKING:  # the inner loop calls any learner, and needs none of the code that loads one
     from textdistill.method.learner import Learner, Params
+
+# The most tokens of a micro-batch, samples times positions (docs/decisions.md).
+MICRO_BATCH_TOKENS = 2048
 
 
 @dataclass(frozen=True)
@@ -63,8 +71,36 @@ class InnerBatch:
             self.dropout_seed,
         )
 
+    def micro_batches(self) -> list[tuple[float, InnerBatch]]:
+        """Returns micro-batches of almost equal size, each with its share of the samples; the shares sum to 1.
 
-# A scalar loss with a graph, as a function of the parameters and the batch of an inner step.
+        A micro-batch has at most ``MICRO_BATCH_TOKENS`` tokens, or a single sample. A batch within the bound is its
+        own and only micro-batch. Each of several has dropout masks of its own.
+        """
+        tokens = self.inputs_embeds.shape[:-1].numel()
+        if tokens <= MICRO_BATCH_TOKENS:
+            return [(1.0, self)]
+        samples = len(self.inputs_embeds)
+        most = max(1, MICRO_BATCH_TOKENS * samples // tokens)
+        sizes = [len(rows) for rows in torch.arange(samples).tensor_split(-(-samples // most))]
+        learned, context = _split(self.learned, sizes), _split(self.context, sizes)
+        seeds = [
+            None if self.dropout_seed is None else stream_seed(self.dropout_seed, "micro-batch", index)
+            for index in range(len(sizes))
+        ]
+        return [
+            (size / samples, dataclasses.replace(self, **tensors, context=inputs, dropout_seed=seed))
+            for size, tensors, inputs, seed in zip(sizes, learned, context, seeds, strict=True)
+        ]
+
+
+def _split(tensors: Mapping[str, Tensor], sizes: Sequence[int]) -> list[dict[str, Tensor]]:
+    """Returns the rows of tensors in consecutive parts of the given sizes."""
+    parts = {name: tensor.split(sizes) for name, tensor in tensors.items()}
+    return [{name: part[index] for name, part in parts.items()} for index in range(len(sizes))]
+
+
+# A scalar loss with a graph, as a function of the parameters and the batch of an inner step. It is a mean over samples.
 InnerLoss: TypeAlias = "Callable[[Params, InnerBatch], Tensor]"
 
 
@@ -106,6 +142,11 @@ def gradient(loss: Tensor, tensors: Mapping[str, Tensor], create_graph: bool = F
     return {name: grad for name, grad in zip(tensors, grads, strict=True) if grad is not None}
 
 
+def add(total: dict[str, Tensor], terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Returns the sums by name, and empties ``total``, so that no more than one sum by name is in memory."""
+    return {name: total.pop(name) + term if name in total else term for name, term in terms.items()}
+
+
 def leaves(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Returns the same values without their graph, ready for a gradient. Nothing is copied."""
     return {name: tensor.detach().requires_grad_() for name, tensor in tensors.items()}
@@ -139,7 +180,9 @@ def inner_step(inner_loss: InnerLoss, params: Params, batch: InnerBatch, create_
 
     """
     params = params if create_graph else leaves(params)
-    grads = gradient(inner_loss(params, batch), params, create_graph)
+    grads: dict[str, Tensor] = {}
+    for share, micro_batch in batch.micro_batches():
+        grads = add(grads, gradient(share * inner_loss(params, micro_batch), params, create_graph))
     if create_graph:
         return descend(params, grads, batch.lr)
     with torch.no_grad():

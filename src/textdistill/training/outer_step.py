@@ -89,6 +89,7 @@ class OuterStep:
         if math.isfinite(result.loss) and math.isfinite(result.grad_norm):
             self.scaler.step(self.optimizer)
         self.scaler.update()
+        self.optimizer.zero_grad()  # frees the gradients, which are as large as the set
         return result
 
     def _mean_gradient(self, batches: Sequence[Mapping[str, Tensor]], seed: int) -> tuple[Tensor, dict[str, Tensor]]:
