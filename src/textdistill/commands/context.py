@@ -32,6 +32,11 @@ from textdistill.runs.results import (
 class RunContext:
     """The data and the learner of a configuration, loaded once for a verb.
 
+    Args:
+        config: the configuration.
+        processes: the processes of the run.
+        data: data in memory, as ``read_memory`` takes them; None to read the source of the configuration.
+
     Attributes:
         config: the configuration, with everything decided that it leaves to the data and the device.
         processes: the processes of the run.
@@ -44,11 +49,11 @@ class RunContext:
 
     """
 
-    def __init__(self, config: RunConfig, processes: Processes) -> None:
+    def __init__(self, config: RunConfig, processes: Processes, data: object = None) -> None:
         config.check()
         config, self.processes = config.resolved(processes.device), processes
         with processes.main_first():
-            self.task: TextTask = load_task(config.data, config.base.seed)
+            self.task: TextTask = load_task(config.data, config.base.seed, data)
         texts, label = list(self.task.text_columns), self.task.label_column
         self.config = replace(config, data=replace(config.data, text_columns=texts, label_column=label))
         self.learner = Learner(config.model, self.task.class_names)

@@ -111,7 +111,7 @@ class LabelColumn:
             self.missing.add(np.ones(len(column), dtype=bool), start)
             self._codes.append(np.full(len(column), -1, np.int32))
             return
-        kind = _kind(column.type)
+        kind = kind_of(column.type)
         self.kinds.setdefault(kind, start + int(column.is_valid().to_numpy().argmax()) + 1)
         if kind not in (STRINGS, NUMBERS, TRUTH_VALUES):
             return
@@ -131,7 +131,8 @@ class LabelColumn:
         self._codes.append(np.array([*codes, -1], dtype=np.int32)[indices])
 
 
-def _kind(data_type: pa.DataType) -> str:
+def kind_of(data_type: pa.DataType) -> str:
+    """Returns what values of an Arrow type are called, such as ``strings`` or ``dates or times``."""
     if is_string(data_type):
         return STRINGS
     if pa.types.is_boolean(data_type):

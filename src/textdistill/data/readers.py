@@ -56,7 +56,7 @@ def read_saved(folder: str) -> dict[str, RawSplit]:
     splits, origin = load_from_disk(folder), f"data.datasets_path={folder}"
     if not isinstance(splits, DatasetDict):
         raise ValueError(f"{origin} must be a DatasetDict, saved by save_to_disk, got one split")
-    return _dataset_splits(splits, origin)
+    return dataset_splits(splits, origin)
 
 
 def read_hub(name: str, arguments: Sequence[str], num_proc: int, datasets_path: str | None) -> dict[str, RawSplit]:
@@ -84,7 +84,7 @@ def read_hub(name: str, arguments: Sequence[str], num_proc: int, datasets_path: 
             splits.save_to_disk(Path(folder) / "splits")
             if not target.exists():  # another job of a sweep may have saved the dataset meanwhile
                 os.replace(Path(folder) / "splits", target)
-    return _dataset_splits(splits, origin)
+    return dataset_splits(splits, origin)
 
 
 def stream_hub(name: str, arguments: Sequence[str]) -> dict[str, RawSplit]:
@@ -106,7 +106,7 @@ def stream_hub(name: str, arguments: Sequence[str]) -> dict[str, RawSplit]:
     origin = f"data.task_name={name}"
     with _fetch_errors(origin, arguments), _stream_errors(origin):
         datasets: IterableDatasetDict = load_dataset(*arguments, streaming=True)
-        splits = _dataset_splits(datasets, origin)
+        splits = dataset_splits(datasets, origin)
 
     def with_errors(scan: Scan) -> Scan:
         def scan_with_errors(columns: Sequence[str]) -> Iterator[pa.Table]:
@@ -142,7 +142,8 @@ def _stream_errors(origin: str) -> Iterator[None]:
         ) from error
 
 
-def _dataset_splits(datasets: Mapping[str, Dataset | IterableDataset], origin: str) -> dict[str, RawSplit]:
+def dataset_splits(datasets: Mapping[str, Dataset | IterableDataset], origin: str) -> dict[str, RawSplit]:
+    """Returns the splits of datasets by name. ``origin`` names their source in errors."""
     splits = {}
     for name, dataset in datasets.items():
         # A stream of csv or JSON states no column names, so they are read from its first row.

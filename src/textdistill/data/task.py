@@ -14,6 +14,7 @@ import pyarrow as pa
 from textdistill.data.checks import check_splits
 from textdistill.data.classes import find_classes
 from textdistill.data.columns import find_columns
+from textdistill.data.in_memory import read_memory
 from textdistill.data.readers import SPLIT_NAMES, read_files, read_hub, read_saved, stream_hub
 from textdistill.data.source import Columns, RawSplit, SourceSplit, TextSplit
 from textdistill.data.splits import Protocol, cut_splits
@@ -61,12 +62,14 @@ class DataConfig:
     streaming: bool = False
     force_preprocess: bool = False
 
-    def check(self) -> None:
+    def check(self, *, in_memory: bool = False) -> None:
         """Raises ValueError for an unknown task or a value out of range."""
-        if self.task_name not in TASKS and "/" not in self.task_name and self.path is None:
+        if in_memory and self.path is not None:
+            raise ValueError(f"data.path must be null for data in memory, got {self.path}; give one of the two")
+        if self.task_name not in TASKS and "/" not in self.task_name and self.path is None and not in_memory:
             raise ValueError(
                 f"unknown task {self.task_name!r}; known tasks: {', '.join(TASKS)} "
-                "(or a hub id 'user/name', or data.path=)"
+                "(or a hub id 'user/name', or data.path=). If its data were in memory, give them again from Python"
             )
         minima = {"max_length": 3, "train_batch_size": 1, "valid_batch_size": 1, "test_batch_size": 1, "num_proc": 1}
         for key, minimum in minima.items():
@@ -159,23 +162,24 @@ class TextTask:
                 start = stop
 
 
-def load_task(config: DataConfig, seed: int) -> TextTask:
+def load_task(config: DataConfig, seed: int, data: object = None) -> TextTask:
     """Reads the data of a task, checks every row, and splits them by the protocol; see ``Protocol``.
 
     Args:
         config: the configuration of the data.
         seed: the seed of the run (``base.seed``).
+        data: data in memory, as ``read_memory`` takes them; None to read the source of the configuration.
 
     Raises:
         FileNotFoundError: there is nothing at ``data.path``, or the dataset cannot be fetched from the hub.
         ValueError: the task is unknown, a column is missing, or texts, labels or splits cannot be used.
 
     """
-    config.check()
+    config.check(in_memory=data is not None)
     built_in = TASKS.get(config.task_name)
     default = Columns(built_in.text_columns, "label") if built_in else None
     _check_columns(config.text_columns, config.label_column or (default.label if default else None))
-    raw_splits = _read(config)
+    raw_splits = _read(config, data)
     columns = find_columns(raw_splits["train"], config.text_columns, config.label_column, default)
     source_splits = {name: SourceSplit(raw, columns) for name, raw in raw_splits.items()}
     test_source = _test_source(config, source_splits, built_in)
@@ -214,13 +218,16 @@ def _check_columns(text_columns: Sequence[str] | None, label_column: str | None)
             )
 
 
-def _read(config: DataConfig) -> dict[str, RawSplit]:
+def _read(config: DataConfig, data: object) -> dict[str, RawSplit]:
     """The splits of the source, called "train", "validation" and "test" as far as they exist."""
     saved = config.datasets_path is not None and Path(config.datasets_path).exists()
     if config.streaming and (config.path is not None or saved):
         reason = "data.path" if config.path is not None else f"data.datasets_path={config.datasets_path}"
         logger.warning("data.streaming=true has no effect: %s is read from disk, in chunks in any case", reason)
-    if config.path is not None:
+    if data is not None:
+        origin = "the data in memory"
+        splits = read_memory(data)
+    elif config.path is not None:
         origin = f"data.path={config.path}"
         splits = read_files(Path(config.path))
     elif config.datasets_path is not None and saved:
