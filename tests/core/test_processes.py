@@ -204,3 +204,15 @@ def test_processes_that_cannot_reach_each_other_are_refused(monkeypatch: pytest.
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="the 2 processes that were started must form a group, got 1"):
         Processes()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no /proc")
+def test_peak_memory_is_that_of_the_process_and_not_of_its_parent() -> None:
+    child = "from textdistill.core.processes import Processes; print(Processes().peak_memory_bytes)"
+    parent = f"""
+import subprocess, sys
+filled = b"x" * 2**30
+print(subprocess.run([sys.executable, "-c", {child!r}], check=True, capture_output=True, text=True).stdout)
+"""
+    done = subprocess.run([sys.executable, "-c", parent], check=True, capture_output=True, text=True, env=ENVIRONMENT)
+    assert 2**26 < int(done.stdout) < 2**30

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 import signal
@@ -209,6 +210,25 @@ def test_hard_labels_are_not_learned(
     run(distilled, Scripted(2.0, 1.0), max_steps=1)
     changed = {name for name, tensor in distilled.raw.items() if not torch.equal(tensor, before[name])}
     assert changed == {"inputs_embeds", "lr", "lr_scales"}
+
+
+# --- What it says while it works
+
+
+def test_forecast_is_logged_once_and_follows_validations(
+    tiny_learner: Learner,
+    toy_split: TokenizedSplit,
+    run: Callable[..., TrainingSummary],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A resumed run counts from its own steps, and says once again what is left."""
+    with caplog.at_level(logging.INFO):
+        run(create(tiny_learner, toy_split), step=STILL, max_steps=20, val_steps=8)
+    lines = [record.getMessage() for record in caplog.records]
+    (said,) = [line for line in lines if "peak memory" in line]
+    assert re.fullmatch(r"the run takes about \d+ seconds more; peak memory \d+\.\d GB", said)
+    validations = [line for line in lines if "validation: " in line]
+    assert [bool(re.search(r"; about \d+ seconds left$", line)) for line in validations] == [False, True, True, True]
 
 
 # --- Which set is kept

@@ -144,7 +144,12 @@ def _training(
             outer_step = OuterStep(distilled, context.learner, config.train, config.base.seed, processes)
             batches = RealBatches(context.splits["train"], schedule, config.base.seed, processes)
             validation = _validation(config, context)
-            trainer = Trainer(outer_step, batches, validation, config.run_folder, checkpoint_file, tracker, callback)
+            # A training with a callback is not scored.
+            final_validations = 0.0 if callback else _final_validations(config, context)
+            trainer = Trainer(
+                outer_step, batches, validation, config.run_folder, checkpoint_file, tracker, callback,
+                final_validations,
+            )  # fmt: skip
             training = trainer.train(checkpoint)
         yield context, distilled, run_tracker, training
 
@@ -163,6 +168,12 @@ def _validation(config: RunConfig, context: RunContext) -> Validation:
         return {name: s.mean for name, s in scores.items()} | deviations
 
     return validate
+
+
+def _final_validations(config: RunConfig, context: RunContext) -> float:
+    """Returns the work of the score on the test split, as a multiple of a validation."""
+    score_rows = config.evaluate.n_eval_model * len(context.splits["test"])
+    return score_rows / (config.train.n_eval_model * len(context.splits["validation"]))
 
 
 @contextmanager

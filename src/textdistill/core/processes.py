@@ -8,10 +8,12 @@ Every process does the same arithmetic on its own batches and heads. Only proces
 from __future__ import annotations
 
 import os
+import re
 import resource
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -58,6 +60,10 @@ class Processes:
         """Returns this process's peak memory in bytes: tensors on the GPU or, without a GPU, the whole process."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
+        status = Path("/proc/self/status")
+        if status.exists() and (peak := re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"))):
+            # On Linux ru_maxrss includes the peak of the process that started this one.
+            return int(peak[1]) * 1024
         # macOS reports bytes; other systems report kilobytes.
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 

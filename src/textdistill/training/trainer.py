@@ -21,6 +21,7 @@ from textdistill.runs.folder import RunFolder
 from textdistill.runs.metrics import Tracker
 from textdistill.runs.results import TrainingSummary
 from textdistill.training.checkpoint import Checkpoint, CheckpointFile, RunState
+from textdistill.training.forecast import Forecast, duration
 from textdistill.training.interrupts import Interrupted, Interrupts
 from textdistill.training.outer_step import OuterStep, RealBatches, StepResult
 
@@ -47,6 +48,7 @@ class Trainer:
         checkpoint_file: receives the state every ``train.checkpoint_interval`` steps.
         tracker: records training metrics and validations.
         callback: called after every validation.
+        final_validations: the work of the score that follows the training, as a multiple of a validation.
 
     """
 
@@ -59,6 +61,7 @@ class Trainer:
         checkpoint_file: CheckpointFile,
         tracker: Tracker,
         callback: Callback | None = None,
+        final_validations: float = 0.0,
     ) -> None:
         self.outer_step, self.batches, self.validation = outer_step, batches, validation
         self.folder, self.checkpoint_file, self.tracker, self.callback = folder, checkpoint_file, tracker, callback
@@ -68,6 +71,8 @@ class Trainer:
         warmup_steps = int(max_steps * self.config.warmup_ratio)
         scheduler = get_scheduler(self.config.scheduler_type, optimizer, warmup_steps, max_steps)
         self.state = RunState(outer_step.distilled, optimizer, scheduler, outer_step.scaler)
+        self._forecast = Forecast(self.schedule, final_validations)
+        self._forecast_logged = False
         # The step of the checkpoint on the disk.
         self._saved_step: int | None = None
         # When this process began the interval that ``Progress.seconds`` does not include yet.
@@ -109,8 +114,7 @@ class Trainer:
                     if self.processes.any(interrupts.noted):
                         interrupts.stop()
                     result = self._step(next(batches))
-                    bar.update()
-                    bar.set_postfix(loss=f"{result.loss:.3f}", accuracy=f"{result.accuracy:.2f}")
+                    self._show(bar, result)
                     if progress.step % self.schedule.log_interval == 0 or progress.step == max_steps:
                         self._log()
             except Interrupted as error:
@@ -143,12 +147,16 @@ class Trainer:
         state, progress, distilled = self.state, self.state.progress, self.state.distilled
         # With several processes, one that left a validation at once would leave the others waiting for it.
         with interrupts.at_once() if self.processes.count == 1 else nullcontext():
+            began = time.monotonic()
             metrics = dict(self.validation(distilled))
+            self._forecast.validation_took(time.monotonic() - began)
         self._check_finite(validation_loss=metrics["loss"])
         self.tracker.log_metrics({f"validation_{name}": value for name, value in metrics.items()}, progress.step)
         if self.callback is not None:
             self.callback(progress.step, metrics)
-        logger.info("step %d/%d validation: %s", progress.step, self.schedule.max_steps, _listed(metrics))
+        left = self._forecast.seconds_left(progress.step)
+        remaining = "" if left is None else f"; about {duration(left)} left"
+        logger.info("step %d/%d validation: %s%s", progress.step, self.schedule.max_steps, _listed(metrics), remaining)
         progress.validated = progress.step
         if not progress.best or metrics["loss"] < progress.best["loss"]:
             progress.best_step, progress.best = progress.step, metrics
@@ -176,7 +184,9 @@ class Trainer:
         progress, max_norm = self.state.progress, self.config.max_grad_norm
         began = time.monotonic()
         result = self.outer_step(batches, progress.step + 1)
-        self._step_seconds.append(time.monotonic() - began)
+        seconds = time.monotonic() - began
+        self._step_seconds.append(seconds)
+        self._forecast.step_took(seconds)
         # An infinite float16 gradient leaves the set as it was and lowers the scale. At scale 1 it is an error.
         overflow = self.state.scaler.get_scale() > 1 and math.isfinite(result.loss)
         self._check_finite(outer_loss=result.loss, hypergradient_norm=0.0 if overflow else result.grad_norm)
@@ -187,6 +197,19 @@ class Trainer:
             progress.clipped += 1
             progress.clipped_steps += 1
         return result
+
+    def _show(self, bar: tqdm[NoReturn], result: StepResult) -> None:
+        """Moves the progress bar by a step, and says once in the log what the run will take."""
+        values = f"loss {result.loss:.3f}, accuracy {result.accuracy:.2f}"
+        left = self._forecast.seconds_left(self.state.progress.step)
+        if left is not None:
+            values = f"{duration(left)} left, {values}"
+            if not self._forecast_logged:
+                memory = self.processes.peak_memory_bytes / 1e9
+                logger.info("the run takes about %s more; peak memory %.1f GB", duration(left), memory)
+                self._forecast_logged = True
+        bar.set_postfix_str(values, refresh=False)
+        bar.update()
 
     def _log(self) -> None:
         """Records the mean metrics of the steps since the last record."""
@@ -251,6 +274,8 @@ class Trainer:
         return tqdm(
             total=self.schedule.max_steps, initial=self.state.progress.step, desc="distil", unit="step",
             dynamic_ncols=True, disable=None if self.processes.main else True,
+            # tqdm's own estimate knows nothing of validations and of the final score.
+            bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]",
         )  # fmt: skip
 
 
