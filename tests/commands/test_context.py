@@ -1,5 +1,6 @@
-"""The context of a run: the columns that it states."""
+"""The context of a run: the columns that it states, and what it says of the data."""
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,15 @@ def settings(tiny_bert: Path, toy_data: Path, tmp_path: Path) -> list[str]:
     """A run that does not name its columns."""
     named = overrides(tiny_bert, toy_data, tmp_path, f"base.save_dir={tmp_path}/run")
     return [setting for setting in named if not setting.startswith(("data.text_columns", "data.label_column"))]
+
+
+def test_a_run_says_what_its_data_are(settings, caplog):
+    with caplog.at_level(logging.INFO):
+        distill(compose(*settings))
+    said = [message.partition(":")[0] for message in caplog.messages]
+    assert [line for line in said if line in ("rows", "classes in train", "tokens")] == [
+        "rows", "classes in train", "tokens",
+    ]  # fmt: skip
 
 
 def test_a_run_states_the_columns_that_were_chosen(settings, tmp_path):

@@ -196,7 +196,7 @@ def test_processes_that_make_an_entry_at_once_both_have_their_tokens(cached, tok
     ours = tokenize(task, tokenizer, config)
     assert np.array_equal(ours["train"].ids, others[0]["train"].ids)
     assert [path.name for path in entry.parent.iterdir()] == [entry.name]
-    assert len(contents(entry)) == 10
+    assert len(contents(entry)) == 13
 
 
 def test_tokens_are_mapped_and_outlive_their_files(cached, tokenizer, tmp_path, monkeypatch):

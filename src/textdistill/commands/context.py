@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -9,6 +10,7 @@ from importlib.metadata import version
 
 from textdistill.config import RunConfig
 from textdistill.core.processes import Processes
+from textdistill.data.description import describe
 from textdistill.data.task import TextTask, load_task
 from textdistill.data.tokenized import TokenizedSplit
 from textdistill.data.tokens import tokenize
@@ -27,6 +29,8 @@ from textdistill.runs.results import (
     SplitSize,
     TrainingSummary,
 )
+
+logger = logging.getLogger(__name__)
 
 
 class RunContext:
@@ -64,6 +68,9 @@ class RunContext:
             )
         with processes.main_first():
             self.splits: dict[str, TokenizedSplit] = tokenize(self.task, self.learner.tokenizer, config.data)
+        if processes.main:
+            for line in describe(self.task, self.splits, config.data.max_length):
+                logger.info("%s", line)
         self.learner.to(processes.device)
 
     @property

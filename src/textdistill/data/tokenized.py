@@ -23,6 +23,7 @@ class TokenizedSplit:
         token_types: the segment of each token, uint8, (tokens,); None if the model takes no segments.
         labels: class indices, int64, (N,).
         pad_token_id: the token that fills ``input_ids`` after a text.
+        cut: whether each text lost tokens to ``data.max_length``, (N,); None if that is unknown.
 
     """
 
@@ -31,6 +32,7 @@ class TokenizedSplit:
     token_types: np.ndarray | None
     labels: np.ndarray
     pad_token_id: int
+    cut: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)

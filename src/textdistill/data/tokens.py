@@ -10,7 +10,7 @@ import hashlib
 import json
 import logging
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from itertools import chain
 from pathlib import Path
@@ -23,13 +23,13 @@ from textdistill.data.task import DataConfig, TextTask
 from textdistill.data.tokenized import TokenizedSplit
 
 if TYPE_CHECKING:  # transformers takes over a second to import, and only runs that read data need it
-    from transformers import PreTrainedTokenizerBase
+    from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
 INDEX_FILE = "index.json"
-ARRAY_TYPES = {"ids": np.int32, "offsets": np.int64, "token_types": np.uint8}
-CACHE_VERSION = 2  # part of the cache key; raise it whenever tokenize would write other arrays
+ARRAY_TYPES = {"ids": np.int32, "offsets": np.int64, "token_types": np.uint8, "cut": np.uint8}
+CACHE_VERSION = 3  # part of the cache key; raise it whenever tokenize would write other arrays
 
 
 def tokenize(task: TextTask, tokenizer: PreTrainedTokenizerBase, config: DataConfig) -> dict[str, TokenizedSplit]:
@@ -70,6 +70,7 @@ def tokenize(task: TextTask, tokenizer: PreTrainedTokenizerBase, config: DataCon
             token_types=arrays.get(f"{split}.token_types"),
             labels=texts.labels,
             pad_token_id=tokenizer.pad_token_id,
+            cut=arrays[f"{split}.cut"],
         )
         for split, texts in task.splits.items()
     }
@@ -149,9 +150,16 @@ def _write_arrays(
             written_tokens[split] = int(ends[-1])
             append(split, "ids", chain.from_iterable(encoded["input_ids"]))
             append(split, "offsets", ends)
+            append(split, "cut", _cut(encoded, max_length))
             if with_types:
                 append(split, "token_types", chain.from_iterable(encoded["token_type_ids"]))
             bar.update(len(texts))
+
+
+def _cut(encoded: BatchEncoding, max_length: int) -> Iterator[bool]:
+    """Whether each text was cut. Slow tokenizers do not say so: a text of ``max_length`` tokens counts as cut."""
+    for index, ids in enumerate(encoded["input_ids"]):
+        yield len(ids) == max_length and (not encoded.encodings or bool(encoded.encodings[index].overflowing))
 
 
 def _map_arrays(folder: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
