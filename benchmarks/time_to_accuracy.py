@@ -88,7 +88,7 @@ class Clock:
         train = trained_on(distilled, self.learner, self.config.base.seed, "validation")
         size = self.config.data.valid_batch_size
         scores = score(train, self.learner, self.split, ("accuracy",), self.heads, size, Processes())
-        self.scores = {name: value.mean for name, value in scores.items()}
+        self.scores = {name: value.mean for name, value in scores.metrics.items()}
         self.validations += 1
         self._resumed = time.perf_counter()
         return self.scores

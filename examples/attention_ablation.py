@@ -42,7 +42,8 @@ def scored(distilled: DistilledDataset, learner: Learner, split: TokenizedSplit,
     """As the run was validated."""
     trained = trained_on(distilled, learner, config.base.seed, "validation")
     count, batch_size = config.train.n_eval_model, config.data.valid_batch_size
-    return score(trained, learner, split, (), count, batch_size, Processes(), Precision.of(bf16=config.train.bf16))
+    precision = Precision.of(bf16=config.train.bf16)
+    return score(trained, learner, split, (), count, batch_size, Processes(), precision).metrics
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -21,7 +21,7 @@ from textdistill.data.splits import Protocol
 from textdistill.distilled.spec import AttentionLabelWeight, Init, LabelType
 from textdistill.method.attention import AttentionLabelType
 from textdistill.method.hypergradient import Estimator
-from textdistill.training.config import OptimizerType
+from textdistill.training.config import OptimizerType, SelectBy
 
 # Keys that the reference implementation does not have.
 OURS = {
@@ -37,6 +37,7 @@ OURS = {
     "train.estimator",
     "train.max_steps",
     "train.val_steps",
+    "train.select_by",
     "train.lr_lr_scales",
     "train.heads_per_step",
     "train.batches_per_step",
@@ -229,6 +230,7 @@ def test_reference_experiment_has_the_references_figures() -> None:
         "train.max_grad_norm": 1.0,
         "train.val_interval": 1,
         "train.val_steps": None,
+        "train.select_by": SelectBy.loss,
         "train.log_interval": -1,
         "train.n_eval_model": 20,
         "train.fp16": False,

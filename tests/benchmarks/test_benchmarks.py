@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from benchmarks.reference_recipe import ReferenceStep, configure_reference, padded_batch, random_batches
@@ -28,6 +29,7 @@ from benchmarks import (
 )
 from tests.support.words import CLASS_WORDS, FILLERS, toy_rows
 from textdistill.data.tokenized import TokenizedSplit
+from textdistill.evaluation.scoring import Scores
 from textdistill.method.hypergradient import Estimator, hypergradient
 from textdistill.method.inner_loop import InnerBatch
 from textdistill.method.learner import Learner, Params
@@ -272,10 +274,10 @@ def test_validation_does_not_count_as_time(tiny_bert: Path, monkeypatch: pytest.
     learner = Learner(config.model, CLASS_NAMES)
     now = 0.0
 
-    def slow_score(*_: object) -> dict[str, Score]:
+    def slow_score(*_: object) -> Scores:
         nonlocal now
         now += 1000
-        return {"loss": Score.of([1.0]), "accuracy": Score.of([0.5])}
+        return Scores({"loss": Score.of([1.0]), "accuracy": Score.of([0.5])}, np.zeros((3, 3), dtype=np.int64))
 
     monkeypatch.setattr(time_to_accuracy.time, "perf_counter", lambda: now)
     monkeypatch.setattr(time_to_accuracy, "score", slow_score)

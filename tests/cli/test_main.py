@@ -6,6 +6,7 @@ import csv
 import json
 import math
 import os
+import re
 import runpy
 import shutil
 import signal
@@ -92,7 +93,8 @@ def test_distill_in_a_process_of_its_own(settings: Callable[..., list[str]], tmp
     assert yaml.safe_load((run / ".hydra" / "config.yaml").read_text())["train"]["max_steps"] == 2
     assert yaml.safe_load((run / ".hydra" / "hydra.yaml").read_text())["hydra"]["job"]["name"] == "run"
     accuracy = results_of(run)["metrics"]["accuracy"]
-    assert f"accuracy   {accuracy['mean']:.4f} ± {accuracy['std']:.4f} (n=2 learners)" in done.stdout
+    score = f"{accuracy['mean']:.4f} ± {accuracy['std']:.4f} (n=2 learners); majority class "
+    assert re.search(rf"^  accuracy +{re.escape(score)}0\.\d{{4}}$", done.stdout, re.MULTILINE)
     assert f"results: {run}/results.json" in done.stdout
     assert "step 2/2 validation" in (run / "run.log").read_text()
     assert "Traceback" not in done.stderr
@@ -188,7 +190,7 @@ def test_verify(distilled_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     out = capsys.readouterr().out
     accuracy = results_of(distilled_dir.parent)["metrics"]["accuracy"]
     score = f"{accuracy['mean']:.4f} ± {accuracy['std']:.4f} (n=2 learners)"
-    assert f"  accuracy   stated   {score}\n             measured {score}: within\n" in out
+    assert f"  accuracy          stated   {score}\n                    measured {score}: within\n" in out
     assert out.endswith(f"unusual: nothing\nverified: {distilled_dir}\n")
     assert "note:" not in out
     assert not list(tmp_path.rglob("results.json"))
@@ -384,6 +386,9 @@ def test_distill_returns_the_validation_metric(
     assert returned == [results_of(tmp_path / "run")["validation"]["loss"]]
     main(["distill", *settings("train.skip_train=true", f"base.save_dir={tmp_path}/other")])
     assert math.isnan(returned[1])
+    # A sweeper minimises, so a score that is best at its highest is returned with the other sign.
+    main(["distill", *settings("train.select_by=mcc", f"base.save_dir={tmp_path}/mcc")])
+    assert returned[2] == -results_of(tmp_path / "mcc")["validation"]["mcc"]
 
 
 # --- Help

@@ -25,7 +25,8 @@ from textdistill.commands.sets import SetSummary
 from textdistill.commands.tune import StudyResult, TrialResult
 from textdistill.distilled.inspection import LabelPeak, NearToken
 from textdistill.distilled.spec import DistilledDataConfig, LearnerTrainConfig, ModelMetadata, SetMetadata
-from textdistill.runs.results import ModelId, RunResult, Score, SplitSize, TrainingSummary
+from textdistill.runs.results import ClassScores, MajorityClass, ModelId, RunResult, Score, SplitSize, TrainingSummary
+from textdistill.training.config import SelectBy
 from textdistill.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("process_state")
@@ -115,6 +116,23 @@ def test_results_in_a_table(terminal: None, tmp_path: Path, capsys: pytest.Captu
     assert set("".join(table)) & FRAME
 
 
+def test_results_stand_beside_the_majority_class(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
+) -> None:
+    majority = MajorityClass(0, 0.6, {"loss": 0.7, "accuracy": 0.6, "balanced_accuracy": 0.5})
+    metrics = {"accuracy": Score.of([0.9, 0.7]), "balanced_accuracy": Score.of([0.625]), "loss": Score.of([0.5])}
+    beside = results(metrics=metrics, classes=ClassScores(["no", "yes"], [[30, 6], [12, 12]], majority))
+    print_results(beside, tmp_path)
+    assert printed(capsys).splitlines()[1:4] == [
+        "  accuracy          0.8000 ± 0.1414 (n=2 learners); majority class 0.6000",
+        "  balanced_accuracy 0.6250 (n=1 learners); majority class 0.5000",
+        "  loss              0.5000 (n=1 learners); majority class 0.7000",
+    ]
+    request.getfixturevalue("terminal")
+    print_results(beside, tmp_path)
+    assert "│ 0.6000 │" in " ".join(printed(capsys).split())
+
+
 def test_rates_of_parameters(capsys: pytest.CaptureFixture[str]) -> None:
     scales = [{"body": 1.0, "head": 2.0, "x\x1b": 0.5}, {"body": 0.25, "head": 2.0, "x\x1b": 2.5}]
     print_set(summary(lr=[0.1, 0.2], lr_scales=scales))
@@ -170,7 +188,7 @@ def test_trials(capsys: pytest.CaptureFixture[str], request: pytest.FixtureReque
         TrialResult(0, "complete", [], 0.5),
         TrialResult(1, "fail", ["train.epoch=2"], None),
     ]
-    study = StudyResult("rates", trials, trials[0], [], results(), Path("run"))
+    study = StudyResult("rates", trials, trials[0], [], results(), Path("run"), SelectBy.loss)
     print_trials(study)
     assert printed(capsys).splitlines() == [
         "trial   0 complete 0.5000   the defaults",

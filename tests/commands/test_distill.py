@@ -9,6 +9,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -33,11 +34,14 @@ from textdistill.commands.reports import track
 from textdistill.config import load_run_config
 from textdistill.data.tokenized import TokenizedSplit
 from textdistill.distilled.dataset import DistilledDataset
+from textdistill.evaluation.scoring import Scores
 from textdistill.runs.folder import RunFolder
 from textdistill.runs.results import Score
 from textdistill.training.interrupts import Interrupted
 from textdistill.training.outer_step import OuterStep
 from textdistill.training.trainer import Trainer
+
+METRICS = ("accuracy", "macro_f1", "balanced_accuracy", "mcc", "loss")
 
 # --- distill
 
@@ -58,18 +62,30 @@ def test_run_folder(finished: dict[str, Any], root: Path) -> None:
     config = yaml.safe_load((run / "config.yaml").read_text())
     assert config["distilled_data"]["lr_init"] == 1.0
     assert config["train"]["save_ckpt_dir"] == f"{run}/checkpoints"
-    assert "step 3/3 validation: loss" in (run / "run.log").read_text()
+    assert "step 3/3 validation: accuracy" in (run / "run.log").read_text()
     lines = [strict_json(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     logged = {name for line in lines for name in line}
     assert logged == {
         *("step", "time", "train_loss", "lr.0", "optimizer_lr", "clipped", "step_seconds", "checkpoint_seconds"),
-        *(f"validation_{name}{suffix}" for name in ("loss", "accuracy") for suffix in ("", "_std")),
-        *(f"{kind}.{name}" for name in ("loss", "accuracy") for kind in ("avg", "std")),
+        *(f"validation_{name}{suffix}" for name in METRICS for suffix in ("", "_std")),
+        *(f"{kind}.{name}" for name in METRICS for kind in ("avg", "std")),
     }
     assert [line["step"] for line in lines if "validation_loss" in line] == [0, 1, 2, 3]
     # The best step has the lowest validation loss.
     best = min((line for line in lines if "validation_loss" in line), key=lambda line: line["validation_loss"])
     assert (finished["best_step"], finished["validation"]["loss"]) == (best["step"], best["validation_loss"])
+
+
+def assert_classes(results: dict[str, Any]) -> None:
+    """Sixty test rows of three classes, twenty of each, by three learners."""
+    classes, metrics = results["classes"], results["metrics"]
+    confusion = classes["confusion"]
+    assert classes["names"] == list(CLASS_NAMES)
+    assert [sum(row) for row in confusion] == [60, 60, 60]
+    assert sum(confusion[i][i] for i in range(3)) / 180 == pytest.approx(metrics["accuracy"]["mean"])
+    majority = classes["majority"]
+    assert majority["metrics"].keys() == metrics.keys()
+    assert (majority["metrics"]["accuracy"], majority["metrics"]["mcc"]) == (pytest.approx(1 / 3), 0.0)
 
 
 def test_results(finished: dict[str, Any], root: Path, tiny_bert: Path) -> None:
@@ -87,7 +103,8 @@ def test_results(finished: dict[str, Any], root: Path, tiny_bert: Path) -> None:
     assert results["seed"] == 5
     assert results["outer_steps"] == 3
     assert results["best_step"] in range(4)
-    assert set(results["metrics"]) == {"loss", "accuracy"}
+    assert set(results["metrics"]) == set(METRICS)
+    assert_classes(results)
     assert 0 < results["checkpoint_seconds"] < results["training_seconds"] < results["seconds"]
     assert results["peak_memory_bytes"] > 2**26
     assert results["clipped_steps"] in range(4)
@@ -194,7 +211,7 @@ def test_pretrained_set_counts(
 
 def test_diverged_learners_are_no_result(composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nan = Score.of([1.0, math.nan])
-    monkeypatch.setattr(RunContext, "score", lambda *_: {"loss": nan, "accuracy": nan})
+    monkeypatch.setattr(RunContext, "score", lambda *_: Scores({"loss": nan, "accuracy": nan}, np.zeros((3, 3))))
     with pytest.raises(FloatingPointError, match=r"losses of the learners on the test split must be finite"):
         distill(composed())
     assert_nothing_written(tmp_path)

@@ -36,7 +36,7 @@ def test_verify_measures_what_is_stated(
     verification = verify(distilled_dir, composed(*SETTINGS))
     assert verification.verified is verification.same_data is verification.same_model is True
     assert verification.anomalies == []
-    assert set(verification.metrics) == {"loss", "accuracy"}
+    assert verification.metrics.keys() == finished["metrics"].keys() > {"loss", "accuracy", "macro_f1", "mcc"}
     for name, metric in verification.metrics.items():
         expected = {key: finished["metrics"][name][key] for key in ("mean", "std", "n")}
         assert asdict(metric) == {"stated": expected, "measured": expected, "within": True}
@@ -51,6 +51,24 @@ def stating(distilled_dir: Path, folder: Path, **scores: Any) -> Path:
     card["provenance"]["scores"] |= scores
     (folder / "config.json").write_bytes(storage.sealed(card))
     return folder
+
+
+def test_card_of_an_earlier_release_is_compared_by_what_it_states(
+    distilled_dir: Path, composed: Compose, tmp_path: Path
+) -> None:
+    """Such a card states loss and accuracy alone. A card without one of them is refused."""
+    scores = strict_json((distilled_dir / "config.json").read_text())["provenance"]["scores"]
+    for name, left_out in (("early", ()), ("bare", ("loss",))):
+        folder = stating(distilled_dir, tmp_path / name)
+        card = strict_json((folder / "config.json").read_text())
+        del card["config_sha256"]
+        card["provenance"]["scores"] = {key: scores[key] for key in ("loss", "accuracy") if key not in left_out}
+        (folder / "config.json").write_bytes(storage.sealed(card))
+    verification = verify(tmp_path / "early", composed(*SETTINGS))
+    assert set(verification.metrics) == {"loss", "accuracy"}
+    assert verification.verified
+    with pytest.raises(ValueError, match=r"bare: the card must state mean, std and n of loss \(KeyError"):
+        verify(tmp_path / "bare", composed(*SETTINGS))
 
 
 @pytest.mark.parametrize(

@@ -68,11 +68,9 @@ def test_better_than_the_defaults(study: Study) -> None:
     # Null, the default of the other rate, is not in the search, and stays.
     assert first.overrides == ["distilled_data.lr_init=0.1"]
     assert all(len(trial.overrides) == 2 for trial in others)
-    assert found.best.validation_loss < first.validation_loss
-    assert found.best.validation_loss == min(
-        trial.validation_loss for trial in found.trials if trial.state == "complete"
-    )
-    assert found.result.training.validation["loss"] == found.best.validation_loss
+    assert found.best.validation < first.validation
+    assert found.best.validation == min(trial.validation for trial in found.trials if trial.state == "complete")
+    assert found.result.training.validation["loss"] == found.best.validation
     # None of a run's own process; the run writes down how many there were.
     again = [*found.overrides, "train.batches_per_step=1"]
     assert compose(*again).fixed() == load_run_config(found.run_dir).fixed()
@@ -89,7 +87,7 @@ def test_what_is_worse_than_the_median_is_stopped(study: Study) -> None:
         validated = {line["step"]: line["validation_loss"] for line in lines if "validation_loss" in line}
         pruned = trial.number in stopped
         assert (max(validated) < 15) == pruned
-        assert trial.validation_loss == (validated[max(validated)] if pruned else min(validated.values()))
+        assert trial.validation == (validated[max(validated)] if pruned else min(validated.values()))
         assert not (folder / "run.holder").exists()
 
 
@@ -120,7 +118,7 @@ def test_same_command_again(
     main(["tune", "--trials", str(TRIALS), *given, "--study", "rates"])
     out = capsys.readouterr().out
     assert out.count("\ntrial ") == TRIALS - 1
-    loss = found.trials[0].validation_loss
+    loss = found.trials[0].validation
     assert out.startswith(f"trial   0 complete {loss:.4f}   distilled_data.lr_init=0.1\n")
     assert f"\nbest: trial {found.best.number}\ntoy, {separable_bert}, protocol clean, 60 rows (test)" in out
     command = out.splitlines()[-1]
@@ -237,6 +235,7 @@ def test_search_space_is_a_sweep_of_hydra(value: str, asked: BaseDistribution) -
         (["distilled_data.label_type=soft,sharp"], "Invalid value 'sharp'"),
         (["train.epoch=1,2", "data.protocol=paper"], "data.protocol must be clean for tune, got paper"),
         (["train.epoch=1,2", "train.skip_train=true"], "train.skip_train must be false for tune"),
+        (["train.select_by=loss,mcc"], "train.select_by must have one value for tune"),
         (["train.epoch=1,2", "base.save_dir=x"], "base.save_dir must be left out of tune"),
         (["train.epoch=1,2", "train.val_steps=0"], "train.val_steps must be at least 1, got 0"),
         (["train.epoch=1,2", "--trials", "0"], "--trials must be at least 1, got 0"),

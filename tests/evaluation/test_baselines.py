@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.optim import SGD
@@ -23,7 +24,7 @@ from textdistill.evaluation.baselines import (
     ordinary_learners,
 )
 from textdistill.evaluation.coresets import DRAWS, Coreset, choose_coresets, herding, k_centers
-from textdistill.evaluation.scoring import score
+from textdistill.evaluation.scoring import Scores, score
 from textdistill.method.learner import Learner, Params
 from textdistill.method.losses import task_loss
 from textdistill.runs.results import Score
@@ -40,9 +41,9 @@ def script(monkeypatch: pytest.MonkeyPatch, losses: list[float]) -> list[Params]
     seen: list[Params] = []
     script = iter(losses)
 
-    def scripted(train: Any, *_: Any, **__: Any) -> dict[str, Score]:
+    def scripted(train: Any, *_: Any, **__: Any) -> Scores:
         seen.append({name: tensor.clone() for name, tensor in train(0).items()})
-        return {"loss": Score.of([next(script)])}
+        return Scores({"loss": Score.of([next(script)])}, np.zeros((3, 3), dtype=np.int64))
 
     monkeypatch.setattr(baselines, "score", scripted)
     return seen
@@ -231,6 +232,8 @@ def test_full_data_trains_every_parameter(
     untrained = tiny_learner32.fresh_params(stream_seed(0, "head", "evaluation", 0))
 
     def loss(params: Params) -> float:
-        return score(lambda _: params, tiny_learner32, splits["validation"], (), 1, 10, Processes())["loss"].mean
+        return (
+            score(lambda _: params, tiny_learner32, splits["validation"], (), 1, 10, Processes()).metrics["loss"].mean
+        )
 
     assert loss(first) < loss(untrained)

@@ -18,7 +18,7 @@ from textdistill.distilled.initial import initial_set
 from textdistill.distilled.spec import DistilledDataConfig, LearnerTrainConfig, SetMetadata, model_metadata
 from textdistill.evaluation import scoring as evaluation
 from textdistill.evaluation.config import EvaluateConfig
-from textdistill.evaluation.scoring import LearnerFactory, metrics, score, trained_on
+from textdistill.evaluation.scoring import LearnerFactory, majority_class, metrics, score, trained_on
 from textdistill.method.learner import Learner
 from textdistill.runs.results import Score
 
@@ -39,14 +39,14 @@ def trained(tiny_learner: Learner, toy_split: TokenizedSplit) -> LearnerFactory:
 def test_learner_does_not_depend_on_how_many_are_scored(
     trained: LearnerFactory, tiny_learner: Learner, toy_split: TokenizedSplit
 ) -> None:
-    two, four, again = (score(trained, tiny_learner, toy_split, (), n, 10, Processes()) for n in (2, 4, 4))
+    two, four, again = (score(trained, tiny_learner, toy_split, (), n, 10, Processes()).metrics for n in (2, 4, 4))
     assert four == again
     for name in ("loss", "accuracy"):
         assert four[name].values[:2] == two[name].values
     assert len(set(four["loss"].values)) == 4
     # Nor on the learners before it.
     assert (
-        score(lambda _: trained(3), tiny_learner, toy_split, (), 1, 10, Processes())["loss"].mean
+        score(lambda _: trained(3), tiny_learner, toy_split, (), 1, 10, Processes()).metrics["loss"].mean
         == four["loss"].values[3]
     )
 
@@ -92,7 +92,7 @@ def test_every_row_is_scored_once(
         return metrics(logits, *args)
 
     monkeypatch.setattr(evaluation, "metrics", spy)
-    result = score(trained, tiny_learner, toy_split, (), 1, batch_size, Processes())
+    result = score(trained, tiny_learner, toy_split, (), 1, batch_size, Processes()).metrics
     torch.testing.assert_close(scored[0], expected, rtol=1e-5, atol=1e-6)
     hits = [int(row.argmax()) == label for row, label in zip(expected, toy_split.labels, strict=True)]
     assert result["accuracy"].mean == sum(hits) / len(hits)
@@ -106,8 +106,10 @@ def token_ids(split: TokenizedSplit) -> list[torch.Tensor]:
 
 def test_bfloat16_changes_little(tiny_learner32: Learner, toy_split: TokenizedSplit) -> None:
     trained = trained_learners(tiny_learner32, toy_split)
-    full = score(trained, tiny_learner32, toy_split, (), 1, 10, Processes())["loss"].mean
-    half = score(trained, tiny_learner32, toy_split, (), 1, 10, Processes(), Precision.of(bf16=True))["loss"].mean
+    full = score(trained, tiny_learner32, toy_split, (), 1, 10, Processes()).metrics["loss"].mean
+    half = (
+        score(trained, tiny_learner32, toy_split, (), 1, 10, Processes(), Precision.of(bf16=True)).metrics["loss"].mean
+    )
     assert half != full
     assert half == pytest.approx(full, rel=0.05)
 
@@ -123,7 +125,63 @@ def test_f1_and_combined_by_hand() -> None:
     assert result["accuracy"] == pytest.approx(3 / 6)
     assert result["f1"] == pytest.approx(f1)
     assert result["combined"] == pytest.approx((3 / 6 + f1) / 2)
-    assert set(metrics(logits_for([1, 0]), np.array([1, 0]), ("accuracy",))) == {"loss", "accuracy"}
+    every = ["accuracy", "macro_f1", "balanced_accuracy", "mcc", "loss"]
+    assert list(metrics(logits_for([1, 0]), np.array([1, 0]), ("accuracy",))) == every
+
+
+def test_scores_by_class_by_hand() -> None:
+    """Of classes 0, 1 and 2 with 4, 2 and 1 rows: hits 3, 1 and 0; class 0 is predicted five times, 1 and 2 once."""
+    labels, predicted = np.array([0, 0, 0, 0, 1, 1, 2]), [0, 0, 0, 2, 0, 1, 0]
+    result = metrics(torch.eye(3)[predicted], labels, ())
+    assert result["accuracy"] == pytest.approx(4 / 7)
+    assert result["balanced_accuracy"] == pytest.approx((3 / 4 + 1 / 2 + 0) / 3)
+    assert result["macro_f1"] == pytest.approx((2 * 3 / (4 + 5) + 2 * 1 / (2 + 1) + 0) / 3)
+    # The multiclass coefficient: covariance of truth and prediction over both deviations.
+    covariance = 4 * 7 - (4 * 5 + 2 * 1 + 1 * 1)
+    deviations = math.sqrt(7**2 - (5**2 + 1 + 1)) * math.sqrt(7**2 - (4**2 + 2**2 + 1))
+    assert result["mcc"] == pytest.approx(covariance / deviations)
+
+
+def test_class_without_a_row_is_in_no_mean() -> None:
+    """Whether a learner predicts it or not; a row lost to it counts as one that is wrong."""
+    labels = np.array([0, 0, 1, 1])
+    for predicted, f1_of_0 in (([0, 0, 1, 1], 1.0), ([0, 2, 1, 1], 2 / 3)):
+        result = metrics(torch.eye(3)[predicted], labels, ())
+        assert result["macro_f1"] == pytest.approx((f1_of_0 + 1) / 2)
+        assert result["balanced_accuracy"] == pytest.approx((sum(label == 0 for label in predicted) / 2 + 1) / 2)
+
+
+def test_confusion_matrix_counts_every_row_of_every_learner(
+    trained: LearnerFactory, tiny_learner: Learner, toy_split: TokenizedSplit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored: list[torch.Tensor] = []
+
+    def spy(logits: torch.Tensor, *args: Any) -> dict[str, float]:
+        scored.append(logits.clone())
+        return metrics(logits, *args)
+
+    monkeypatch.setattr(evaluation, "metrics", spy)
+    confusion = score(trained, tiny_learner, toy_split, (), 2, 10, Processes()).confusion
+    expected = np.zeros((3, 3))
+    for logits in scored:
+        for label, predicted in zip(toy_split.labels, logits.argmax(-1), strict=True):
+            expected[label, predicted] += 1
+    assert (confusion == expected).all()
+    assert confusion.sum() == 2 * len(toy_split)
+
+
+def test_majority_class_by_hand(toy_split: TokenizedSplit) -> None:
+    """Nine rows in ten of the training split are of class 1; of the test rows one in four is."""
+    train = dataclasses.replace(toy_split, labels=np.array([1] * 9 + [0]))
+    test = dataclasses.replace(toy_split, labels=np.array([0, 0, 0, 1]))
+    majority = majority_class(train, test, ("f1",))
+    assert (majority.index, majority.share) == (1, pytest.approx(0.9))
+    assert majority.metrics["accuracy"] == 0.25
+    assert majority.metrics["balanced_accuracy"] == 0.5
+    assert majority.metrics["macro_f1"] == pytest.approx((0 + 2 / 5) / 2)
+    assert majority.metrics["mcc"] == 0.0
+    assert majority.metrics["f1"] == pytest.approx(2 / 5)
+    assert majority.metrics["loss"] == pytest.approx(-(3 * math.log(0.1) + math.log(0.9)) / 4)
 
 
 def test_f1_without_a_positive_prediction_is_zero() -> None:

@@ -273,7 +273,7 @@ def test_run_with_the_lowest_validation_loss_is_described(runs: Path, tmp_path: 
     sweep = group.sweep
     assert sweep is not None
     assert sweep.keys == ["distilled_data.lr_init", "train.lr_inputs_embeds"]
-    assert sweep.metrics[:2] == ["validation loss", "validation accuracy"]
+    assert sweep.metrics[:2] == ["validation accuracy", "validation macro_f1"]
     losses = [(run.settings["train.lr_inputs_embeds"], run.metrics["validation loss"]) for run in sweep.runs]
     assert losses == [("0.1", 0.9), ("0.1", 0.2), ("0.3", 0.5)]
     rows = {row["run"].text: row for row in group.table.rows}

@@ -23,6 +23,11 @@ BASELINE = {
     "training": "inner_loop",
     "data_per_label": 1,
 }
+CLASSES = {
+    "names": ["no [\n 1,\n 2 ]", "yes"],
+    "confusion": [[100, 20], [30, 50]],
+    "majority": {"index": 0, "share": 0.6, "metrics": {"accuracy": 0.6}},
+}
 SHAPE = {"label_type": "soft", "attention_label_type": "cls", "data_per_label": 1, "seq_length": 8}
 DISTILLED = {key: BASELINE[key] for key in ("task", "model", "protocol", "splits", "seed", "metrics", "versions")} | {
     "distilled_data": SHAPE,
@@ -35,13 +40,23 @@ DISTILLED = {key: BASELINE[key] for key in ("task", "model", "protocol", "splits
 }
 
 
-@pytest.mark.parametrize("values", [BASELINE, DISTILLED])
+@pytest.mark.parametrize("values", [BASELINE, DISTILLED, DISTILLED | {"classes": CLASSES}])
 def test_what_is_written_is_read_again(values: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(json.dumps(values))
     result = RunResult.read(tmp_path / "a.json")
     assert result.to_dict() == values
     result.write(tmp_path / "b" / "results.json")
     assert RunResult.read(tmp_path / "b" / "results.json") == result
+
+
+def test_row_of_the_confusion_matrix_is_one_line(tmp_path: Path) -> None:
+    confusion = [[row * column for column in range(150)] for row in range(150)]
+    classes = CLASSES | {"names": [str(index) for index in range(150)], "confusion": confusion}
+    RunResult.from_dict(BASELINE | {"classes": classes}).write(tmp_path / "results.json")
+    text = (tmp_path / "results.json").read_text()
+    assert json.loads(text)["classes"]["confusion"] == confusion
+    assert f"\n      [{', '.join(map(str, confusion[1]))}],\n" in text
+    assert len(text.splitlines()) < 400
 
 
 def test_version_is_optional() -> None:
@@ -67,6 +82,18 @@ def test_version_is_optional() -> None:
         (BASELINE, {"made_for": "tiny", **DISTILLED}, "made_for or baseline must be stated, and not both"),
         (DISTILLED, {"learner_train": {}}, "train_step must be int, got None"),
         (DISTILLED, {"distilled_data": SHAPE | {"seq_length": None}}, "seq_length must be int, got None"),
+        (BASELINE, {"classes": []}, "classes must be an object, got []"),
+        (BASELINE, {"classes": CLASSES | {"majority": None}}, "MajorityClass must be an object, got None"),
+        (BASELINE, {"classes": CLASSES | {"names": ["no", 1]}}, "names must be strings, got ['no', 1]"),
+        (BASELINE, {"classes": CLASSES | {"names": ["no"]}}, "confusion must be 1 rows of 1 counts, got [[100, 20]"),
+        (BASELINE, {"classes": CLASSES | {"confusion": [[1, 2], [3]]}}, "confusion must be 2 rows of 2 counts"),
+        (BASELINE, {"classes": CLASSES | {"confusion": [[1, 2], [3, -1]]}}, "confusion must be 2 rows of 2 counts"),
+        (BASELINE, {"classes": CLASSES | {"confusion": [[1, 2], [3, True]]}}, "confusion must be 2 rows of 2 counts"),
+        (
+            BASELINE,
+            {"classes": CLASSES | {"majority": CLASSES["majority"] | {"index": 2}}},
+            "index must be from 0 to 1, got 2",
+        ),
         (DISTILLED, {"validation": 1}, "validation must be Mapping or NoneType, got 1"),
     ],
 )

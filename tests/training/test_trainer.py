@@ -40,7 +40,7 @@ from textdistill.method.learner import Learner, ModelConfig
 from textdistill.runs.folder import RunFolder
 from textdistill.runs.results import TrainingSummary
 from textdistill.training.checkpoint import Checkpoint, CheckpointFile
-from textdistill.training.config import SCHEDULER_TYPES, OptimizerType, TrainConfig
+from textdistill.training.config import SCHEDULER_TYPES, OptimizerType, SelectBy, TrainConfig
 from textdistill.training.interrupts import Interrupted
 from textdistill.training.outer_step import OuterStep, RealBatches, StepResult
 from textdistill.training.schedule import DEFAULT_STEPS, Schedule
@@ -255,6 +255,36 @@ def test_lowest_validation_loss_is_restored(
         saved = DistilledDataset.from_pretrained(tmp_path / "checkpoints" / name)
         assert equal(raw_copy(saved), {key: tensor.float() for key, tensor in expected.items()})
         assert saved.metadata.provenance["outer_steps"] == step
+
+
+@pytest.mark.parametrize("select_by", [name for name in SelectBy if name is not SelectBy.loss])
+@pytest.mark.parametrize("stops", [(3,), (2, 3), (1, 3)])
+def test_highest_score_is_restored(
+    select_by: SelectBy,
+    stops: tuple[int, ...],
+    tiny_learner: Learner,
+    toy_split: TokenizedSplit,
+    run: Callable[..., TrainingSummary],
+    tmp_path: Path,
+) -> None:
+    """The earlier of two equal ones, whatever the loss, also where the run stops and goes on from its checkpoint."""
+    scores, losses = iter([-0.5, 0.75, 0.75, 0.25]), iter([4.0, 3.0, 2.0, 1.0])
+    seen: list[dict[str, Tensor]] = []
+
+    def validate(distilled: DistilledDataset) -> dict[str, float]:
+        seen.append(raw_copy(distilled))
+        return {select_by: next(scores), "loss": next(losses)}
+
+    checkpoint = None
+    for max_steps in stops:
+        distilled = create(tiny_learner, toy_split, **SOFT)
+        result = run(
+            distilled, validate, checkpoint=checkpoint,
+            max_steps=max_steps, val_steps=1, scheduler_type="constant", select_by=select_by,
+        )  # fmt: skip
+        checkpoint = read(tmp_path / "checkpoints" / CHECKPOINT_FILE)
+    assert (result.best_step, result.validation) == (1, {select_by: 0.75, "loss": 3.0})
+    assert equal(raw_copy(distilled), seen[1])
 
 
 # --- When it ends, validates and logs
@@ -799,13 +829,15 @@ def test_distilled_beats_random_real_samples(
 
         def validate(distilled: DistilledDataset, seed: int = seed) -> dict[str, float]:
             train = trained_on(distilled, learner, seed, "validation")
-            return {"loss": score(train, learner, splits["validation"], (), 3, 256, Processes())["loss"].mean}
+            return {"loss": score(train, learner, splits["validation"], (), 3, 256, Processes()).metrics["loss"].mean}
 
         outer_step = OuterStep(distilled, learner, config, seed, Processes())
         trainer(outer_step, splits["train"], 32, validate, Recorder()).train()
         trained = trained_on(distilled, learner, seed, "evaluation")
-        distilled_accuracy.append(score(trained, learner, splits["test"], (), 5, 256, Processes())["accuracy"].mean)
+        distilled_accuracy.append(
+            score(trained, learner, splits["test"], (), 5, 256, Processes()).metrics["accuracy"].mean
+        )
         rows = choose_coresets(Coreset.random, learner, splits["train"], 1, 256, seed)
         random, _ = inner_loop_learners(learner, splits, rows, inner, 256, seed, Processes())
-        random_accuracy.append(score(random, learner, splits["test"], (), 5, 256, Processes())["accuracy"].mean)
+        random_accuracy.append(score(random, learner, splits["test"], (), 5, 256, Processes()).metrics["accuracy"].mean)
     assert np.mean(distilled_accuracy) > np.mean(random_accuracy) + 0.05

@@ -139,7 +139,7 @@ anomalies of the tensors. The exit status is 2 if the measured score is outside 
     "tune": f"""\
 usage: textdistill tune [key=value ...] [--trials N] [--study NAME]
 
-Searches for settings with a low validation loss and scores the best run on the test split. The first trial has the
+Searches for settings with the best validation and scores the best run on the test split. The first trial has the
 defaults. Repeat the command to go on with the study; a larger N adds trials. tune needs the extra tune.
 
   key=a,b   key=choice(a,b)                one of several values
@@ -156,7 +156,7 @@ usage: textdistill report RESULT... [--output FILE] [--format html|markdown|csv|
 
 Compares the results of runs and baselines, for each task, protocol and model. Runs that differ only in seed share a
 row. Each row is compared with full data and random real samples, if their results are given. The HTML page is one file
-that needs no network. It also shows the learning curves and the samples of the run with the lowest validation loss.
+that needs no network. It also shows the learning curves and the samples of the run with the best validation.
 
   RESULT           results.json, a run folder, or a folder of run folders
   --output FILE    default: standard output

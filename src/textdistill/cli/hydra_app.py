@@ -57,7 +57,7 @@ def run_app(debug: bool, arguments: list[str]) -> None:
 
 
 def _job(debug: bool, tree: DictConfig) -> float:
-    """Runs one job and returns its validation loss, or NaN for a job that does not train."""
+    """Runs one job and returns its validation cost (``SelectBy.cost``), or NaN for a job that does not train."""
     # A job of a sweep may have a process of its own.
     quiet_logs()
     runtime = HydraConfig.get()
@@ -85,4 +85,5 @@ def _job(debug: bool, tree: DictConfig) -> float:
     # A sweeper must choose by validation, never by the test split.
     assert result.training is not None
     validation = result.training.validation
-    return math.nan if validation is None else validation["loss"]
+    select_by = run_config.train.select_by
+    return math.nan if validation is None else select_by.cost(validation[select_by])

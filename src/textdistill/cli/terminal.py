@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def print_results(result: RunResult, folder: Path) -> None:
-    """Prints the scores of a run or baseline, how long it trained, and where its files are.
+    """Prints the scores of a run or baseline beside the majority class, how long it trained, and where its files are.
 
     Args:
         result: of the run or baseline.
@@ -36,15 +36,19 @@ def print_results(result: RunResult, folder: Path) -> None:
     test, run_folder = result.splits["test"], RunFolder(folder)
     about = f"{result.task}, {result.model.name}, protocol {result.protocol}"
     print(_plain(f"{about}, {test.rows} rows ({test.source}), seed {result.seed}"))
+    majority = {} if result.classes is None else result.classes.majority.metrics
     if on_terminal():
+        headings = ["mean", "±", "least", "greatest", "learners", *(["majority class"] if majority else [])]
         cells = [
             [name, f"{s.mean:.4f}", _deviation(s.std), f"{min(s.values):.4f}", f"{max(s.values):.4f}", str(s.n)]
+            + ([f"{majority[name]:.4f}"] if majority else [])
             for name, s in result.metrics.items()
         ]
-        _print_table(["metric", *map(_number, ("mean", "±", "least", "greatest", "learners"))], cells)
+        _print_table(["metric", *map(_number, headings)], cells)
     else:
+        width = _width(result.metrics)
         for name, score in result.metrics.items():
-            print(f"  {name:10} {_spread(score)}")
+            print(f"  {name:{width}} {_spread(score)}" + (f"; majority class {majority[name]:.4f}" if majority else ""))
     if result.training is not None and result.training.best_step is not None:
         took = timedelta(seconds=round(result.training.training_seconds))
         steps = result.training.outer_steps
@@ -92,9 +96,10 @@ def print_verified(verification: Verification) -> None:
     for thing, same in (("data", verification.same_data), ("model", verification.same_model)):
         if not same:
             print(f"note: the {thing} measured with differ from what the card names")
+    width = _width(verification.metrics)
     for name, metric in verification.metrics.items():
-        print(f"  {name:10} stated   {_spread(metric.stated)}")
-        print(f"  {'':10} measured {_spread(metric.measured)}: {'within' if metric.within else 'outside'}")
+        print(f"  {name:{width}} stated   {_spread(metric.stated)}")
+        print(f"  {'':{width}} measured {_spread(metric.measured)}: {'within' if metric.within else 'outside'}")
     for line in verification.anomalies or ["nothing"]:
         print(f"unusual: {line}")
 
@@ -105,16 +110,16 @@ def print_trials(study: StudyResult) -> None:
         (
             str(trial.number),
             trial.state,
-            "" if trial.validation_loss is None else f"{trial.validation_loss:.4f}",
+            "" if trial.validation is None else f"{trial.validation:.4f}",
             " ".join(trial.overrides) or "the defaults",
         )
         for trial in study.trials
     ]
     if on_terminal():
-        _print_table([_number("trial"), "state", _number("validation loss"), "settings"], cells)
+        _print_table([_number("trial"), "state", _number(f"validation {study.select_by}"), "settings"], cells)
     else:
-        for number, state, loss, settings in cells:
-            print(f"trial {number:>3} {state:8} {loss:8} {settings}")
+        for number, state, validation, settings in cells:
+            print(f"trial {number:>3} {state:8} {validation:8} {settings}")
     print(f"best: trial {study.best.number}")
 
 
@@ -169,6 +174,11 @@ def _sample(summary: SetSummary, index: int) -> dict[str, list[str]]:
     if summary.tokens:
         sample["nearest tokens"] = [" ".join(_plain(near[0].token) for near in summary.tokens[index])]
     return sample
+
+
+def _width(names: Iterable[str]) -> int:
+    """Returns the width of a column of metrics."""
+    return max(10, *map(len, names))
 
 
 def _spread(score: Score | Spread) -> str:

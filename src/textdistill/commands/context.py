@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, replace
 from importlib.metadata import version
 
@@ -17,13 +16,13 @@ from textdistill.data.tokens import tokenize
 from textdistill.distilled.adapt import check_fits
 from textdistill.distilled.dataset import DistilledDataset
 from textdistill.distilled.spec import SetMetadata, model_metadata
-from textdistill.evaluation.scoring import score, trained_on
+from textdistill.evaluation.scoring import Scores, majority_class, score, trained_on
 from textdistill.method.learner import Learner
 from textdistill.runs.results import (
     BaselineSettings,
+    ClassScores,
     ModelId,
     RunResult,
-    Score,
     SetShape,
     SetSource,
     SplitSize,
@@ -87,7 +86,7 @@ class RunContext:
 
     def result(
         self,
-        scores: Mapping[str, Score],
+        scores: Scores,
         seconds: float,
         *,
         shape: SetShape | None = None,
@@ -102,19 +101,22 @@ class RunContext:
             FloatingPointError: a learner diverged, so its loss is not finite.
 
         """
-        if not math.isfinite(scores["loss"].mean):
+        loss = scores.metrics["loss"]
+        if not math.isfinite(loss.mean):
             raise FloatingPointError(
-                f"the losses of the learners on the test split must be finite, got {scores['loss'].values}; lower the"
+                f"the losses of the learners on the test split must be finite, got {loss.values}; lower the"
                 " learning rates, or set evaluate.fp16=false"
             )
+        majority = majority_class(self.splits["train"], self.splits["test"], self.task.metric_names)
         return RunResult(
             task=self.task.name,
             model=ModelId(self.learner.name, self.learner.revision),
             protocol=str(self.task.protocol),
             splits={name: SplitSize(self.task.sources[name], len(split)) for name, split in self.splits.items()},
             seed=self.config.base.seed,
-            metrics=scores,
+            metrics=scores.metrics,
             versions={name: version(name) for name in ("textdistill", "torch", "transformers", "datasets")},
+            classes=ClassScores(list(self.task.class_names), scores.confusion.tolist(), majority),
             seconds=seconds,
             peak_memory_bytes=peak_memory_bytes,
             shape=shape,
@@ -139,7 +141,7 @@ class RunContext:
                 f" {list(expected)} in this order; use the data that the set was made from"
             )
 
-    def score(self, distilled: DistilledDataset) -> dict[str, Score]:
+    def score(self, distilled: DistilledDataset) -> Scores:
         """Scores a set on the test split."""
         config = self.config
         return score(

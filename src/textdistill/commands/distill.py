@@ -41,8 +41,8 @@ def distill(config: RunConfig, hydra_files: Mapping[str, str] | None = None) -> 
         >>> data = ["data.task_name=mine", "data.path=reviews.csv"]
         >>> data += ["data.text_columns=[text]", "data.label_column=label"]
         >>> result = distill(compose(*data, "train.max_steps=200", "base.save_dir=save/reviews"))
-        >>> sorted(result.metrics)
-        ['accuracy', 'loss']
+        >>> list(result.metrics)
+        ['accuracy', 'macro_f1', 'balanced_accuracy', 'mcc', 'loss']
 
     Under ``torchrun`` every process calls this function, and process 0 writes.
 
@@ -164,8 +164,8 @@ def _validation(config: RunConfig, context: RunContext) -> Validation:
             config.train.n_eval_model, config.data.valid_batch_size,
             context.processes, config.train.precision, description="validate",
         )  # fmt: skip
-        deviations = {f"{name}_std": s.std for name, s in scores.items() if s.std is not None}
-        return {name: s.mean for name, s in scores.items()} | deviations
+        deviations = {f"{name}_std": s.std for name, s in scores.metrics.items() if s.std is not None}
+        return {name: s.mean for name, s in scores.metrics.items()} | deviations
 
     return validate
 

@@ -1,4 +1,4 @@
-"""Implements ``textdistill tune``, an Optuna study of training runs that searches for a low validation loss.
+"""Implements ``textdistill tune``, an Optuna study of training runs that searches for the best validation.
 
 The search space is written like a Hydra sweep. Each trial trains in its own run folder and is not scored. Only the best
 trial is scored on the test split. The seed and the earlier trials determine each trial's settings and when it stops. A
@@ -35,6 +35,7 @@ from textdistill.runs.metrics import flatten
 from textdistill.runs.mlflow import Status, SweepRun
 from textdistill.runs.results import RunResult
 from textdistill.runs.tracker import Tracking
+from textdistill.training.config import SelectBy
 from textdistill.training.trainer import Callback, StopTraining
 
 logger = logging.getLogger(__name__)
@@ -54,7 +55,7 @@ class TrialResult:
         number: the number of the trial, from 0.
         state: ``complete``, ``pruned`` or ``fail``.
         overrides: the settings that the trial tried.
-        validation_loss: the validation loss of the best step, or of the last validation of a pruned trial; None
+        validation: the metric ``train.select_by`` at the best step, or at the last validation of a pruned trial; None
             without a validation.
 
     """
@@ -62,7 +63,7 @@ class TrialResult:
     number: int
     state: str
     overrides: list[str]
-    validation_loss: float | None
+    validation: float | None
 
     @classmethod
     def of(cls, trial: FrozenTrial) -> TrialResult:
@@ -77,10 +78,11 @@ class StudyResult:
     Attributes:
         study: the name of the study.
         trials: all trials, in order.
-        best: the complete trial with the lowest validation loss.
+        best: the complete trial with the best validation.
         overrides: the settings that reproduce the best trial with ``distill``.
         result: the result of the best trial, scored on the test split.
         run_dir: the run folder of the best trial.
+        select_by: the validation metric that the trials are compared by.
 
     """
 
@@ -90,13 +92,16 @@ class StudyResult:
     overrides: list[str]
     result: RunResult
     run_dir: Path
+    select_by: SelectBy
 
 
 def tune(overrides: Sequence[str], trials: int = 20, study: str | None = None) -> StudyResult:
-    """Searches the settings with the lowest validation loss, and scores the best run on the test split.
+    """Searches the settings with the best validation, and scores the best run on the test split.
+
+    ``train.select_by`` names the validation metric: the loss is minimised, and any other metric is maximised.
 
     The first trial leaves every searched key at its default. The TPE sampler suggests the settings of later trials. A
-    trial stops if its validation loss is worse than the median of completed trials at the same step. A study that was
+    trial stops if its validation is worse than the median of completed trials at the same step. A study that was
     interrupted, or that has fewer trials than requested, continues.
 
     Args:
@@ -131,11 +136,12 @@ def tune(overrides: Sequence[str], trials: int = 20, study: str | None = None) -
     with RunFolder(root / name).lock(), _sweep_run(base, name, overrides):
         optuna_study = _open(root, name, base, space)
         results = _run_trials(optuna_study, base, space, trials, configure)
-        best = _best(results, name)
+        best = _best(results, base.train.select_by, name)
         logger.info("trial %d is the best; scoring it", best.number)
         config = configure(best.number, best.overrides)
         result = distill(config)
-    return StudyResult(name, results, best, [*fixed, *best.overrides], result, config.run_folder.path)
+    run_dir, select_by = config.run_folder.path, config.train.select_by
+    return StudyResult(name, results, best, [*fixed, *best.overrides], result, run_dir, select_by)
 
 
 @contextmanager
@@ -170,14 +176,14 @@ def _run_trials(
     return [TrialResult.of(trial) for trial in study.trials if trial.state is not TrialState.WAITING]
 
 
-def _best(trials: Sequence[TrialResult], name: str) -> TrialResult:
+def _best(trials: Sequence[TrialResult], select_by: SelectBy, name: str) -> TrialResult:
     complete = [trial for trial in trials if trial.state == "complete"]
     if not complete:
         raise FloatingPointError(
             f"at least one trial of study {name} must complete, got none of {len(trials)}; lower the"
             " learning rates or narrow the search, and choose another --study"
         )
-    return min(complete, key=lambda trial: cast(float, trial.validation_loss))
+    return min(complete, key=lambda trial: select_by.cost(cast(float, trial.validation)))
 
 
 def search_space(overrides: Sequence[str]) -> tuple[list[str], dict[str, BaseDistribution]]:
@@ -240,6 +246,8 @@ def _check(base: RunConfig, fixed: Sequence[str], space: Mapping[str, BaseDistri
             "data.protocol must be clean for tune, got paper: the best trial would be chosen on the test split; set"
             " data.protocol=clean"
         )
+    if "train.select_by" in space:
+        raise ValueError("train.select_by must have one value for tune, which compares all trials by it; choose one")
     if base.train.skip_train:
         raise ValueError("train.skip_train must be false for tune, got true: without training there is no validation")
     base.check()
@@ -255,8 +263,9 @@ def _open(root: Path, name: str, base: RunConfig, space: Mapping[str, BaseDistri
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with FileLock(root / f"{STUDIES_FILE}.lock", timeout=STORE_SECONDS):
         study = optuna.create_study(
-            storage=f"sqlite:///{root.resolve() / STUDIES_FILE}", study_name=name, load_if_exists=True
-        )
+            storage=f"sqlite:///{root.resolve() / STUDIES_FILE}", study_name=name, load_if_exists=True,
+            direction="minimize" if base.train.select_by is SelectBy.loss else "maximize",
+        )  # fmt: skip
     # The saved settings went through JSON, so the current settings must as well.
     settings = json.loads(json.dumps(base.fixed() | {key: str(asked) for key, asked in space.items()}))
     begun = study.user_attrs.get(SETTINGS, settings)
@@ -322,7 +331,7 @@ def _run(study: optuna.Study, trial: Trial, config: RunConfig) -> None:
         study.tell(trial, state=TrialState.FAIL)
         return
     try:
-        validation = train(config, _report_to(trial)).validation
+        validation = train(config, _report_to(trial, config.train.select_by)).validation
         assert validation is not None
     except StopTraining as error:
         logger.info("trial %d: %s", trial.number, error)
@@ -331,12 +340,13 @@ def _run(study: optuna.Study, trial: Trial, config: RunConfig) -> None:
         logger.warning("trial %d diverged: %s", trial.number, error)
         study.tell(trial, state=TrialState.FAIL)
     else:
-        logger.info("trial %d: validation loss %.4g", trial.number, validation["loss"])
-        study.tell(trial, validation["loss"])
+        name = config.train.select_by
+        logger.info("trial %d: validation %s %.4g", trial.number, name, validation[name])
+        study.tell(trial, validation[name])
 
 
-def _report_to(trial: Trial) -> Callback:
-    """Returns a callback that reports validation losses to a trial and stops the trial if Optuna prunes it."""
+def _report_to(trial: Trial, select_by: SelectBy) -> Callback:
+    """Returns a callback that reports validations to a trial and stops the trial if Optuna prunes it."""
     # A dead process may have reported steps after its last checkpoint. Optuna accepts each step once.
     reported = set(trial.study.trials[trial.number].intermediate_values)
 
@@ -344,11 +354,11 @@ def _report_to(trial: Trial) -> Callback:
         # At step 0 nothing has been learned yet.
         if step == 0:
             return
-        loss = metrics["loss"]
+        value = metrics[select_by]
         if step not in reported:
-            trial.report(loss, step)
+            trial.report(value, step)
         if trial.should_prune():
-            raise StopTraining(f"stopped at step {step}: validation loss {loss:.4g} is worse than the median")
+            raise StopTraining(f"stopped at step {step}: validation {select_by} {value:.4g} is worse than the median")
 
     return report
 

@@ -104,7 +104,8 @@ def inner_loop_learners(
             description=f"real samples, lr {lr:g}",
         )  # fmt: skip
         # min() must not choose a learning rate at which learners diverge.
-        losses[lr] = scores["loss"].mean if math.isfinite(scores["loss"].mean) else math.inf
+        loss = scores.metrics["loss"].mean
+        losses[lr] = loss if math.isfinite(loss) else math.inf
         logger.info("real samples, lr %g: validation loss %.4f", lr, losses[lr])
     best_lr = min(losses, key=losses.__getitem__)
     return learners(best_lr, "evaluation"), best_lr
@@ -180,7 +181,7 @@ def full_data_learners(
             params = {name: parameter.detach() for name, parameter in model.named_parameters()}
             validation = splits["validation"]
             scores = score(lambda _: params, learner, validation, (), 1, eval_batch_size, processes, precision)  # noqa: B023
-            loss = scores["loss"].mean
+            loss = scores.metrics["loss"].mean
             logger.info("full data, epoch %d/%d: validation loss %.4f", epoch + 1, FULL_EPOCHS, loss)
             if loss >= best_loss:
                 break

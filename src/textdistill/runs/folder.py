@@ -76,7 +76,7 @@ class RunFolder:
 
     @property
     def best(self) -> Path:
-        """Returns the folder of the distilled set with the lowest validation loss so far."""
+        """Returns the folder of the distilled set with the best validation so far."""
         return self.checkpoints / "best"
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
@@ -17,6 +18,8 @@ from textdistill.core.files import replacing
 
 # The key versions.results of results.json holds the version of its layout. Files without the key have version 1.
 RESULTS_VERSION = 1
+# A list of whole numbers, one on each line. The rows of a confusion matrix are such lists.
+COUNTS = re.compile(r"(?<=\[)\n\s+\d+(?:,\n\s+\d+)*\n\s+(?=\])")
 
 T = TypeVar("T")
 
@@ -79,7 +82,7 @@ class TrainingSummary:
         outer_steps: the number of updates of the distilled set.
         training_seconds: the wall-clock time, with validation and checkpoints. A resumed run adds the time of
             its earlier attempts.
-        best_step: the outer step with the lowest validation loss.
+        best_step: the outer step that ``train.select_by`` chose on validation.
         validation: the validation metrics of the best step.
         clipped_steps: the number of updates that ``train.max_grad_norm`` shortened.
         checkpoint_seconds: the wall-clock time of checkpoints alone.
@@ -123,6 +126,39 @@ class SetSource:
 
 
 @dataclass(frozen=True)
+class MajorityClass:
+    """A classifier that predicts the largest class of the training split for every row.
+
+    Attributes:
+        index: the index of the class.
+        share: its share of the training split.
+        metrics: the metrics on the test split.
+
+    """
+
+    index: int
+    share: float
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class ClassScores:
+    """The scores by class on the test split.
+
+    Attributes:
+        names: C names, by class index.
+        confusion: the confusion matrix: a row for each true class, and a column for each predicted class. The counts
+            are summed over the learners.
+        majority: the scores of the largest class on the same rows.
+
+    """
+
+    names: list[str]
+    confusion: list[list[int]]
+    majority: MajorityClass
+
+
+@dataclass(frozen=True)
 class RunResult:
     """The result of a run, an evaluation or a baseline.
 
@@ -134,6 +170,7 @@ class RunResult:
         seed: ``base.seed``.
         metrics: the scores on the test split by metric, which include ``loss`` and ``accuracy``.
         versions: the versions of the packages that computed the result.
+        classes: the scores by class; None in files that do not state them.
         seconds: the wall-clock time; None in files that do not state it.
         peak_memory_bytes: the peak memory of process 0; None where it was not measured.
         shape: the settings of the distilled set; None for a baseline.
@@ -150,6 +187,7 @@ class RunResult:
     seed: int
     metrics: Mapping[str, Score]
     versions: Mapping[str, str]
+    classes: ClassScores | None = None
     seconds: float | None = None
     peak_memory_bytes: int | None = None
     shape: SetShape | None = None
@@ -175,6 +213,7 @@ class RunResult:
             "splits": {name: asdict(split) for name, split in self.splits.items()},
             "metrics": {name: asdict(score) for name, score in self.metrics.items()},
             "versions": {"results": RESULTS_VERSION, **self.versions},
+            "classes": None if self.classes is None else asdict(self.classes),
         }
         return {name: value for name, value in flat.items() if value is not None or name == "distilled_revision"}
 
@@ -205,6 +244,7 @@ class RunResult:
             seed=_typed(values, "seed", int),
             metrics=metrics,
             versions=versions,
+            classes=_classes(values["classes"]) if "classes" in values else None,
             seconds=_checked("seconds", values.get("seconds"), float | None),
             peak_memory_bytes=_checked("peak_memory_bytes", values.get("peak_memory_bytes"), int | None),
             shape=shape,
@@ -217,7 +257,9 @@ class RunResult:
         """Writes ``results.json`` whole or not at all. A missing folder is created."""
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as partial:
-            partial.write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+            # Each list of whole numbers takes one line. A string in JSON has no line breaks, so no string changes.
+            text = COUNTS.sub(lambda row: " ".join(row[0].split()), json.dumps(self.to_dict(), indent=2))
+            partial.write_text(text + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, path: Path) -> RunResult:
@@ -256,6 +298,24 @@ def _score(values: object) -> Score:
         if not math.isfinite(_checked("values", number, float)):
             raise ValueError(f"mean and values must be finite numbers, got {number}")
     return score
+
+
+def _classes(values: object) -> ClassScores:
+    if not isinstance(values, Mapping):
+        raise ValueError(f"classes must be an object, got {values!r:.100}")
+    majority = _part(MajorityClass, values.get("majority"))
+    classes = _part(ClassScores, {**values, "majority": majority})
+    count, confusion = len(classes.names), classes.confusion
+    if not all(isinstance(name, str) for name in classes.names):
+        raise ValueError(f"names must be strings, got {classes.names!r:.100}")
+    square = len(confusion) == count and all(isinstance(row, list) and len(row) == count for row in confusion)
+    if not square or not all(type(cell) is int and cell >= 0 for row in confusion for cell in row):
+        raise ValueError(f"confusion must be {count} rows of {count} counts, got {confusion!r:.100}")
+    if not 0 <= majority.index < count:
+        raise ValueError(f"index must be from 0 to {count - 1}, got {majority.index}")
+    for name, value in majority.metrics.items():
+        _checked(name, value, float)
+    return classes
 
 
 def _shape(values: Mapping[str, object]) -> SetShape:

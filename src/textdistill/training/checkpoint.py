@@ -134,7 +134,7 @@ class Progress:
     Attributes:
         step: outer steps taken.
         validated: the last step whose set was validated; -1 for none.
-        best_step: the step with the lowest validation loss.
+        best_step: the step that validation chose.
         best: the metrics of ``best_step``.
         losses: outer losses since the last line of metrics.
         clipped: steps since the last line of metrics that ``train.max_grad_norm`` shortened.
@@ -166,7 +166,7 @@ class RunState:
         scheduler: sets the optimiser's rates.
         scaler: scales float16 gradients.
         progress: the counters.
-        best: the raw tensors at the lowest validation loss so far.
+        best: the raw tensors at ``progress.best_step``.
 
     """
 

@@ -65,6 +65,20 @@ class OptimizerType(StrEnum):
         return self in (OptimizerType.adamw, OptimizerType.adam)
 
 
+class SelectBy(StrEnum):
+    """The validation metric that chooses the set among the outer steps. The loss is lowest at best, others highest."""
+
+    loss = "loss"
+    accuracy = "accuracy"
+    macro_f1 = "macro_f1"
+    balanced_accuracy = "balanced_accuracy"
+    mcc = "mcc"
+
+    def cost(self, value: float) -> float:
+        """Returns the loss as it is, and another metric with its sign turned. A lower cost is better."""
+        return value if self is SelectBy.loss else -value
+
+
 @dataclass
 class TrainConfig:
     """The outer loop: ``train.*``."""
@@ -92,6 +106,7 @@ class TrainConfig:
     # Epochs and outer steps between two validations. None for both validates VALIDATIONS times.
     val_interval: int | None = None
     val_steps: int | None = None
+    select_by: SelectBy = SelectBy.loss
     log_interval: int = -1
     n_eval_model: int = 3
     save_ckpt_dir: str = "checkpoints"

@@ -38,12 +38,12 @@ class StopTraining(Exception):
 
 
 class Trainer:
-    """Trains a distilled set in place and leaves it as it was at its lowest validation loss.
+    """Trains a distilled set in place and leaves it as it was at its best validation; see ``SelectBy``.
 
     Args:
         outer_step: updates the set.
         batches: the real batches, and the schedule of the run.
-        validation: scores the set; the set with the lowest ``loss`` is kept.
+        validation: scores the set. The metric ``train.select_by`` chooses the set that is kept.
         folder: receives the distilled sets ``best`` and ``last``.
         checkpoint_file: receives the state every ``train.checkpoint_interval`` steps.
         tracker: records training metrics and validations.
@@ -143,7 +143,7 @@ class Trainer:
         return (is_regular or step == self.schedule.max_steps) and self.state.progress.validated < step
 
     def _validate(self, interrupts: Interrupts) -> None:
-        """Scores the set, and keeps it if its loss is the lowest so far."""
+        """Scores the set, and keeps it if it is better than all earlier ones."""
         state, progress, distilled = self.state, self.state.progress, self.state.distilled
         # With several processes, one that left a validation at once would leave the others waiting for it.
         with interrupts.at_once() if self.processes.count == 1 else nullcontext():
@@ -154,14 +154,18 @@ class Trainer:
         self.tracker.log_metrics({f"validation_{name}": value for name, value in metrics.items()}, progress.step)
         if self.callback is not None:
             self.callback(progress.step, metrics)
+        means = {name: value for name, value in metrics.items() if not name.endswith("_std")}
         left = self._forecast.seconds_left(progress.step)
         remaining = "" if left is None else f"; about {duration(left)} left"
-        logger.info("step %d/%d validation: %s%s", progress.step, self.schedule.max_steps, _listed(metrics), remaining)
+        logger.info("step %d/%d validation: %s%s", progress.step, self.schedule.max_steps, _listed(means), remaining)
         progress.validated = progress.step
-        if not progress.best or metrics["loss"] < progress.best["loss"]:
+        if not progress.best or self._cost(metrics) < self._cost(progress.best):
             progress.best_step, progress.best = progress.step, metrics
             state.best = {name: tensor.detach().clone() for name, tensor in distilled.raw.items()}
             self._save_set(distilled, self.folder.best, progress.step)
+
+    def _cost(self, metrics: Mapping[str, float]) -> float:
+        return self.config.select_by.cost(metrics[self.config.select_by])
 
     def _checkpoint_is_due(self) -> bool:
         step = self.state.progress.step
