@@ -63,7 +63,8 @@ class RunContext:
         if config.data.max_length > self.learner.max_positions:
             raise ValueError(
                 f"data.max_length must be at most the {self.learner.max_positions} positions of"
-                f" model.model_name={self.learner.name}, got {config.data.max_length}"
+                f" model.model_name={self.learner.name}, got {config.data.max_length}; set"
+                f" data.max_length={self.learner.max_positions}"
             )
         with processes.main_first():
             self.splits: dict[str, TokenizedSplit] = tokenize(self.task, self.learner.tokenizer, config.data)
