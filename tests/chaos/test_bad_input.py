@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
@@ -114,7 +115,20 @@ BAD_FILES: dict[str, bytes] = {
     "columns/train.csv": csv(AB).replace("text,", "words,").encode(),
     "ragged/train.csv": csv(AB).encode() + b"a,b,c,d\n",
     "latin/train.csv": csv(AB, "caf\xe9").encode("latin-1"),
-    "utf16/train.csv": csv(AB).encode("utf-16"),
+    "utf16/train.csv": csv(AB).encode("utf-16-le"),
+    "open_quote/train.csv": csv(AB, '"one two').encode(),
+    "two_columns/train.csv": csv(AB).replace("label", "text", 1).encode(),
+    "cut/train.csv.gz": gzip.compress(csv(AB).encode())[:-20],
+    "fake/train.csv.gz": csv(AB).encode(),
+    "fake/train.csv.bz2": csv(AB).encode(),
+    "fake/train.csv.xz": csv(AB).encode(),
+    "fake/train.zip": b"PK and then nothing of the kind",
+    "bomb/train.csv.gz": gzip.compress(b"text,label\n" + bytes(2**26)),
+    "bomb/train.jsonl.gz": gzip.compress(b'{"text": "' + b"a" * 2**26 + b'"}'),
+    "missing_shard/train-00000-of-00002.csv": csv(AB).encode(),
+    "config/dataset_dict.json": b'{"splits": ["train"]}',
+    "readme/README.md": b"---\nconfigs: 1\n---\n",
+    "outside/README.md": b"---\nconfigs:\n- config_name: a\n  data_files: ../../*.csv\n---\n",
     "binary/train.csv": bytes(np.random.default_rng(0).integers(0, 256, 4000, dtype=np.uint8)),
     "nul/train.csv": b"\0" * 4000,
     "train.parquet": b"PAR1 and then nothing of the kind PAR1",

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.support.tables import labelled, own, rows, save, texts_of
-from textdistill.data import readers
+from textdistill.data import json_files, readers, streams
 from textdistill.data.task import DataConfig, load_task
 
 
@@ -52,7 +52,7 @@ def test_a_column_of_numbers_is_text_in_csv(tmp_path):
 
 
 def test_csv_texts_with_line_breaks_may_cross_a_block(tmp_path, monkeypatch):
-    monkeypatch.setattr(readers, "BLOCK_BYTES", 300)
+    monkeypatch.setattr(streams, "BLOCK_BYTES", 300)
     table = {"sentence": [f"{i}" + "\nline" * 20 for i in range(60)], "label": [0, 1] * 30}
     write_csv(pa.table(table), tmp_path / "train.csv")
     assert set(labelled(load_task(own(tmp_path), 0))) == set(table["sentence"])
@@ -64,7 +64,7 @@ def test_a_file_larger_than_what_is_read_at_a_time(tmp_path, monkeypatch, suffix
     table = {"sentence": [f"{i} " + "word " * 200 for i in range(10_000)], "label": [0, 1] * 5_000}
     file = tmp_path / f"train.{suffix}"
     WRITERS[suffix](pa.table(table), file)
-    monkeypatch.setattr(readers, "BLOCK_BYTES", 2**16)
+    monkeypatch.setattr(streams, "BLOCK_BYTES", 2**16)
     monkeypatch.setattr(readers, "CHUNK_ROWS", 100)
     before, held, texts = pa.total_allocated_bytes(), 0, []
     task = load_task(own(tmp_path), 0)
@@ -90,7 +90,7 @@ def test_a_file_larger_than_what_is_read_at_a_time(tmp_path, monkeypatch, suffix
     ],
 )
 def test_the_text_of_a_label_in_csv_is_its_name(tmp_path, monkeypatch, labels, class_names):
-    monkeypatch.setattr(readers, "BLOCK_BYTES", 40)  # a block holds one row or two
+    monkeypatch.setattr(streams, "BLOCK_BYTES", 40)  # a block holds one row or two
     lines = [f'text {i},"{labels[i * len(labels) // 60]}"' for i in range(60)]
     (tmp_path / "train.csv").write_text("\n".join(["sentence,label", *lines]))
     assert load_task(own(tmp_path), 0).class_names == class_names
@@ -105,7 +105,7 @@ def test_other_columns_of_json_may_hold_anything(tmp_path, monkeypatch, suffix):
     ]
     lines = json.dumps(table, indent=2) if suffix == "json" else "\n".join(map(json.dumps, table))
     (tmp_path / f"train.{suffix}").write_text(lines)
-    monkeypatch.setattr(readers, "BLOCK_BYTES", 150)
+    monkeypatch.setattr(streams, "BLOCK_BYTES", 150)
     assert set(labelled(load_task(own(tmp_path), 0))) == {row["sentence"] for row in table}
 
 
@@ -130,7 +130,7 @@ ROW = '{"sentence": "a, ]b[", "label": 0}'
 )
 @pytest.mark.parametrize("block", [1, 50, 2**24])
 def test_broken_json_arrays_are_refused(tmp_path, monkeypatch, array, block):
-    monkeypatch.setattr(readers, "BLOCK_BYTES", block)
+    monkeypatch.setattr(streams, "BLOCK_BYTES", block)
     (tmp_path / "train.json").write_text(array)
     with pytest.raises(ValueError, match=r"train\.json is empty or broken"):
         load_task(own(tmp_path), 0)
@@ -139,7 +139,7 @@ def test_broken_json_arrays_are_refused(tmp_path, monkeypatch, array, block):
 @pytest.mark.parametrize("block", [40, 41, 42, 2**24])
 def test_json_arrays_are_cut_anywhere(tmp_path, monkeypatch, block):
     table = [{"sentence": f'{i} [é],{{}}"', "label": i % 2} for i in range(40)]
-    monkeypatch.setattr(readers, "BLOCK_BYTES", block)
+    monkeypatch.setattr(streams, "BLOCK_BYTES", block)
     (tmp_path / "train.json").write_text(f" {json.dumps(table, ensure_ascii=False)}\n"[1:])
     assert set(labelled(load_task(own(tmp_path), 0))) == {row["sentence"] for row in table}
 
@@ -179,11 +179,8 @@ def test_labels_of_two_types_are_refused_whether_or_not_a_chunk_holds_both(tmp_p
     table = rows(40) | {"label": [0] * 20 + ["x"] * 20}
     table = [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
     (tmp_path / "train.json").write_text(json.dumps(table))
-    monkeypatch.setattr(readers, "CHUNK_ROWS", chunk_rows)
-    message = {
-        20: r"must hold labels of one type, got numbers \(row 1\) and strings \(row 21\); convert",
-        30: "is empty or broken",
-    }[chunk_rows]
+    monkeypatch.setattr(json_files, "CHUNK_ROWS", chunk_rows)
+    message = r"column 'label' of .*train\.json must hold .* row 1 holds a number and row 21 the string \"x\"; convert"
     with pytest.raises(ValueError, match=message):
         load_task(own(tmp_path), 0)
 

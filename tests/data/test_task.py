@@ -135,7 +135,7 @@ BAD_DATA = {
     "number texts": ({"train": GOOD | {"sentence": list(range(40))}}, r"strings, got int64; .*as strings"),
     "empty split": (TRAIN | {"test": {"sentence": [], "label": []}}, r"the test split must not be empty"),
     "no train": ({"test": GOOD}, r"must hold a split called train .*got test"),
-    "two validations": (TRAIN | {"dev": GOOD, "valid": GOOD}, r"one validation split, got dev and valid"),
+    "two validations": (TRAIN | {"dev": GOOD, "valid": GOOD}, r"one file a split, got dev.parquet and valid.parquet"),
 }
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from textdistill.data.cells import kind_of
-from textdistill.data.readers import dataset_splits
+from textdistill.data.hub import dataset_splits
 from textdistill.data.source import RawSplit
 
 if TYPE_CHECKING:

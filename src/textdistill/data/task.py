@@ -8,14 +8,16 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
 from textdistill.data.checks import check_splits
 from textdistill.data.classes import find_classes
 from textdistill.data.columns import find_columns
+from textdistill.data.hub import read_hub, read_saved, stream_hub
 from textdistill.data.in_memory import read_memory
-from textdistill.data.readers import SPLIT_NAMES, read_files, read_hub, read_saved, stream_hub
+from textdistill.data.readers import FileOptions, read_files
 from textdistill.data.source import Columns, RawSplit, SourceSplit, TextSplit
 from textdistill.data.splits import Protocol, cut_splits
 
@@ -28,7 +30,13 @@ class DataConfig:
 
     Attributes:
         task_name: a built-in task, the id ``user/name`` of a dataset on the hub, or any name together with ``path``.
-        path: a file or folder of csv, tsv, json, jsonl or parquet, read instead of the hub.
+        path: a file, a list of files, an archive or a folder, read instead of the hub. Formats are csv, tsv, json,
+            jsonl and parquet, and folders of texts that are named after their classes.
+        header: whether the first row of csv files names the columns. With None it is found out.
+        encoding: the encoding of text files, such as cp1252. With None they are UTF-8, or have a byte-order mark.
+        delimiter: what separates the columns of csv files: a character, or one of the words comma, tab, semicolon and
+            pipe. With None it is found out.
+        config_name: the configuration of a dataset on the hub, or of a folder, that has several.
         text_columns: one or two columns with texts. None for those of a built-in task, or to choose them.
         label_column: a column of strings, whole numbers or truth values. None as for ``text_columns``.
         max_length: texts, or pairs of texts, are truncated to this number of tokens.
@@ -48,7 +56,11 @@ class DataConfig:
     """
 
     task_name: str = "ag_news"
-    path: str | None = None
+    path: Any = None  # a string or a list of strings, which Hydra has no type for
+    header: bool | None = None
+    encoding: str | None = None
+    delimiter: str | None = None
+    config_name: str | None = None
     text_columns: list[str] | None = None
     label_column: str | None = None
     max_length: int = 128
@@ -62,6 +74,18 @@ class DataConfig:
     streaming: bool = False
     force_preprocess: bool = False
 
+    @property
+    def file_options(self) -> FileOptions:
+        """How the files at ``path`` are written."""
+        return FileOptions(self.header, self.encoding, self.delimiter, self.config_name)
+
+    @property
+    def saved_path(self) -> str | None:
+        """Where the download is saved: ``datasets_path``, and beside it for a configuration."""
+        if self.datasets_path is None or self.config_name is None:
+            return self.datasets_path
+        return f"{self.datasets_path}_{self.config_name}"
+
     def check(self, *, in_memory: bool = False) -> None:
         """Raises ValueError for an unknown task or a value out of range."""
         if in_memory and self.path is not None:
@@ -71,6 +95,10 @@ class DataConfig:
                 f"unknown task {self.task_name!r}; known tasks: {', '.join(TASKS)} "
                 "(or a hub id 'user/name', or data.path=). If its data were in memory, give them again from Python"
             )
+        paths = [self.path] if self.path is None or isinstance(self.path, str) else self.path
+        if not isinstance(paths, list) or not paths or not all(isinstance(path, str) for path in paths if self.path):
+            raise ValueError(f"data.path must be a file, a folder or a list of files, got {self.path!r}")
+        self.file_options.check()
         minima = {"max_length": 3, "train_batch_size": 1, "valid_batch_size": 1, "test_batch_size": 1, "num_proc": 1}
         for key, minimum in minima.items():
             if getattr(self, key) < minimum:
@@ -220,36 +248,30 @@ def _check_columns(text_columns: Sequence[str] | None, label_column: str | None)
 
 def _read(config: DataConfig, data: object) -> dict[str, RawSplit]:
     """The splits of the source, called "train", "validation" and "test" as far as they exist."""
-    saved = config.datasets_path is not None and Path(config.datasets_path).exists()
+    saved_path = config.saved_path
+    saved = saved_path is not None and Path(saved_path).exists()
     if config.streaming and (config.path is not None or saved):
-        reason = "data.path" if config.path is not None else f"data.datasets_path={config.datasets_path}"
+        reason = "data.path" if config.path is not None else f"data.datasets_path={saved_path}"
         logger.warning("data.streaming=true has no effect: %s is read from disk, in chunks in any case", reason)
     if data is not None:
         origin = "the data in memory"
         splits = read_memory(data)
     elif config.path is not None:
         origin = f"data.path={config.path}"
-        splits = read_files(Path(config.path))
-    elif config.datasets_path is not None and saved:
-        origin = f"data.datasets_path={config.datasets_path}"
-        splits = read_saved(config.datasets_path)
+        splits = read_files(config.path, config.file_options)
+    elif saved_path is not None and saved:
+        origin = f"data.datasets_path={saved_path}"
+        splits = read_saved(Path(saved_path), origin)
     else:
         origin = f"data.task_name={config.task_name}"
         splits = _read_hub(config)
-
-    renamed: dict[str, RawSplit] = {}
-    for source_name in filter(SPLIT_NAMES.__contains__, splits):
-        name = SPLIT_NAMES[source_name]
-        if name in renamed:
-            raise ValueError(
-                f"{origin} must hold one {name} split, got {renamed[name].name} and {source_name}; remove one"
-            )
-        renamed[name] = splits[source_name]
-    if "train" not in renamed:
+    if "train" not in splits:
+        names = ", ".join(split.name for split in splits.values()) or "none"
         raise ValueError(
-            f"{origin} must hold a split called train (such as train.csv), got {', '.join(splits) or 'none'}"
+            f"{origin} must hold a split called train (such as train.csv), got {names}; rename a file or name it "
+            "in data.path"
         )
-    return renamed
+    return splits
 
 
 def _read_hub(config: DataConfig) -> dict[str, RawSplit]:
@@ -260,8 +282,14 @@ def _read_hub(config: DataConfig) -> dict[str, RawSplit]:
             f"task {config.task_name!r} is read from local files: make them with "
             f"`python examples/vader.py --output DIR`, then give data.path=DIR/{config.task_name}"
         )
+    if config.config_name is not None:
+        if built_in:
+            raise ValueError(
+                f"data.config_name must be left out for the built-in task {config.task_name}, got {config.config_name}"
+            )
+        arguments = (*arguments, config.config_name)
     if not config.streaming:
-        return read_hub(config.task_name, arguments, config.num_proc, config.datasets_path)
+        return read_hub(config.task_name, arguments, config.num_proc, config.saved_path)
     if config.num_proc > 1:
         raise ValueError(
             f"data.num_proc must be 1 with data.streaming=true, which prepares no download, got "
