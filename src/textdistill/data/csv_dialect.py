@@ -183,12 +183,17 @@ class _Survey:
         return None if cells.fullmatch(rest + b"\n") else offset
 
     def _lines_are_even(self, delimiter: str) -> bool:
-        """Whether the file has quotation marks, and without quoting all lines have the same number of cells."""
+        """Whether without quoting all lines have the same number of cells, and nothing else tells that the file quotes.
+
+        Only a program that quotes writes two quotation marks in a row.
+        """
         rest, marks = b"", False
         counts: set[int] = set()
         with self._open() as stream:
             while (block := stream.read(SAMPLE_BYTES)) and len(counts) < 2 and len(rest) < streams.BLOCK_BYTES:
-                *lines, rest = (rest + block).split(b"\n")
+                if b'""' in block:
+                    return False
+                *lines, rest = (rest + block.replace(b"\r", b"\n")).split(b"\n")
                 marks |= b'"' in block
                 counts |= {line.count(delimiter.encode()) for line in lines if line.strip()}
         counts |= {rest.count(delimiter.encode())} if rest.strip() else set()

@@ -41,7 +41,8 @@ def read_json(file: DataFile, encoding: str | None) -> tuple[tuple[str, ...], Sc
             f"data.path: {file} must hold one object for each row, but holds one object for all, with the keys "
             f"{', '.join(rows[0])[:100]}; write the rows one by one (pandas: to_json(orient='records'))"
         )
-    names = tuple(dict.fromkeys(name for row in rows for name in _flat(row)))
+    cells = (cell for row in rows for cell in _flat(row).items())
+    names = tuple(dict.fromkeys(name for name, value in cells if not isinstance(value, dict)))
 
     def scan(columns: Sequence[str]) -> Iterator[pa.Table]:
         kinds: dict[str, tuple[str, int]] = {}
@@ -58,10 +59,12 @@ def read_json(file: DataFile, encoding: str | None) -> tuple[tuple[str, ...], Sc
 
 
 def _flat(row: Row, prefix: str = "") -> Row:
-    """The values of an object, and of the objects in it, by key or ``key.key``."""
+    """The values of an object by key, and those of the objects in it by ``key.key``."""
     flat: Row = {}
     for key, value in row.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {prefix + key: value}
+        flat[prefix + key] = value
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
     return flat
 
 

@@ -19,6 +19,8 @@ import pyarrow as pa
 
 # Bytes that are read at a time. A row must fit into them.
 BLOCK_BYTES = 2**24
+# Bytes that are decoded at a time.
+DECODED_BYTES = 2**20
 
 _OPENERS: dict[str, Callable[[Path], Any]] = {
     "": lambda path: path.open("rb"),
@@ -176,7 +178,7 @@ class _Utf8(io.RawIOBase):
         return size
 
     def _next_block(self) -> bytes:
-        raw = self._stream.read(2**20)
+        raw = self._stream.read(DECODED_BYTES)
         try:
             text = self._decoder.decode(raw, final=not raw)
         except UnicodeDecodeError as error:
