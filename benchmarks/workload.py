@@ -22,7 +22,12 @@ from textdistill.method.learner import Learner
 from textdistill.training.outer_step import OuterStep
 
 CLASS_NAMES = TASKS["ag_news"].class_names
-README = ("distilled_data.label_type=unrestricted", "distilled_data.attention_label_type=cls", "tracking=none")
+README = (
+    "distilled_data.label_type=unrestricted",
+    "distilled_data.attention_label_type=cls",
+    "tracking=none",
+    "data.train_batch_size=32",
+)
 
 
 def configure(model: str, *overrides: str) -> RunConfig:

@@ -140,6 +140,22 @@ def test_rates_of_parameters(capsys: pytest.CaptureFixture[str]) -> None:
     assert expected in printed(capsys).splitlines()
 
 
+@pytest.mark.parametrize("lines", [True, False])
+def test_a_set_of_many_classes_is_cut_with_a_count(
+    lines: bool, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
+) -> None:
+    if not lines:
+        request.getfixturevalue("terminal")
+    names, model = tuple(f"c{number}" for number in range(150)), ModelMetadata("tiny", "abc", 16, 2, 4, ())
+    labels = [[float(row == column) + column / 1000 for column in range(150)] for row in range(150)]
+    print_set(summary(metadata=SetMetadata("toy", names, model), labels=labels, attention=None, tokens=None))
+    text = printed(capsys)
+    assert "c19 1.019, c149 0.149, c148 0.148" in text
+    assert "c143 0.143, 142 smaller" in text
+    assert "c20 1.020" not in text
+    assert text.splitlines()[-1] == "130 more samples are not shown; textdistill.show in Python returns all"
+
+
 def test_set_in_lines(capsys: pytest.CaptureFixture[str]) -> None:
     print_set(summary())
     assert printed(capsys).splitlines() == [

@@ -209,6 +209,26 @@ def test_pretrained_set_counts(
         distill(composed(path, "learner_train.train_step=2"))
 
 
+def test_the_run_states_the_length_of_a_sample(composed: Compose, tmp_path: Path) -> None:
+    """A length left open is decided once, and the configuration, the set and the result state it."""
+    result = distill(composed("distilled_data.seq_length=null", "train.skip_train=true"))
+    assert load_run_config(tmp_path / "run").distilled_data.seq_length == 64
+    assert DistilledDataset.from_pretrained(tmp_path / "run" / "distilled").config.seq_length == 64
+    assert result.shape is not None
+    assert result.shape.distilled_data["seq_length"] == 64
+
+
+@pytest.mark.parametrize(("asked", "rows"), [("null", 36), ("8", 8)])
+def test_a_real_batch_has_a_row_for_each_of_many_classes(
+    composed: Compose, tmp_path: Path, asked: str, rows: int
+) -> None:
+    texts = [f"{text},c{number}" for number in range(36) for text in ("a", "b", "c", "d", "e", "f")]
+    (tmp_path / "many.csv").write_text("\n".join(["text,label", *texts]))
+    data = ["data.task_name=many", f"data.path={tmp_path / 'many.csv'}", "distilled_data.seq_length=3"]
+    distill(composed(*data, f"data.train_batch_size={asked}", "train.skip_train=true"))
+    assert load_run_config(tmp_path / "run").data.train_batch_size == rows
+
+
 def test_diverged_learners_are_no_result(composed: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nan = Score.of([1.0, math.nan])
     monkeypatch.setattr(RunContext, "score", lambda *_: Scores({"loss": nan, "accuracy": nan}, np.zeros((3, 3))))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,12 +12,17 @@ from torch import Tensor
 
 from tests.support.sets import ALL, CLS, NONE, create
 from textdistill.data.tokenized import TokenizedSplit
+from textdistill.distilled.dataset import DistilledDataset
+from textdistill.distilled.initial import initial_set
 from textdistill.distilled.spec import (
+    DistilledDataConfig,
     Init,
+    LearnerTrainConfig,
+    SetMetadata,
     model_metadata,
 )
 from textdistill.method.attention import AttentionLabelType
-from textdistill.method.learner import Learner
+from textdistill.method.learner import Learner, ModelConfig
 
 
 @pytest.mark.parametrize("label_type", [NONE, CLS, ALL])
@@ -124,5 +130,48 @@ def test_settings_out_of_range_are_refused(
 def test_lambda_zero_and_odd_batches_are_fine_where_they_have_a_meaning(
     tiny_learner: Learner, toy_split: TokenizedSplit
 ) -> None:
-    create(tiny_learner, toy_split, attention_loss_lambda=0.0)
+    create(tiny_learner, toy_split, attention_label_type=NONE, attention_loss_lambda=0.0)
     create(tiny_learner, toy_split, data_per_label=3, batch_size=2, fix_order=False)
+
+
+@pytest.mark.parametrize(
+    ("classes", "positions", "length"),
+    [
+        (2, 512, 64),
+        (32, 512, 64),
+        (50, 512, 40),
+        (77, 512, 26),
+        (128, 512, 16),
+        (1000, 512, 16),
+        (2, 40, 40),
+        (150, 8, 8),
+    ],
+)
+def test_samples_of_many_classes_are_shorter(classes: int, positions: int, length: int) -> None:
+    assert DistilledDataConfig().resolved(classes, positions).seq_length == length
+    assert DistilledDataConfig(seq_length=100).resolved(classes, positions).seq_length == 100
+
+
+def test_the_set_states_the_length_that_the_configuration_left_open(
+    tiny_learner: Learner, toy_split: TokenizedSplit
+) -> None:
+    distilled = create(tiny_learner, toy_split, seq_length=None)
+    assert distilled.config.seq_length == distilled.raw["inputs_embeds"].shape[1] == 64
+    with pytest.raises(ValueError, match=r"distilled_data\.seq_length of a distilled set must be .*, got null"):
+        DistilledDataset(distilled.raw, DistilledDataConfig(), distilled.inner_config, distilled.metadata)
+
+
+@pytest.mark.parametrize(("classes", "factor"), [(3, 1), (20, 1), (21, 420), (150, 3000)])
+def test_the_output_layer_of_many_classes_starts_with_a_higher_rate(
+    tiny_bert: Path, toy_split: TokenizedSplit, classes: int, factor: float
+) -> None:
+    names = tuple(f"class {number}" for number in range(classes))
+    learner = Learner(ModelConfig(model_name=str(tiny_bert)), names)
+    config = DistilledDataConfig(seq_length=3, init=Init.noise)
+    metadata = SetMetadata("toy", names, model_metadata(learner))
+    distilled = initial_set(config, LearnerTrainConfig(), metadata, learner, toy_split, 0)
+    (batch,) = distilled.batches(0)
+    rates = dict(zip(learner.trainable, batch.lr.tolist(), strict=True))
+    for name, rate in rates.items():
+        expected = 0.1 * factor if name in ("classifier.weight", "classifier.bias") else 0.1
+        assert rate == pytest.approx(expected, rel=1e-4), name

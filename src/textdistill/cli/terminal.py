@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from textdistill.commands.sets import SetSummary
     from textdistill.commands.tune import StudyResult
 
+# The most samples that are printed of a set, and the most labels that are printed of a sample.
+SAMPLES, LABELS = 20, 8
+
 
 def print_results(result: RunResult, folder: Path) -> None:
     """Prints the scores of a run or baseline beside the majority class, how long it trained, and where its files are.
@@ -74,12 +77,16 @@ def print_set(summary: SetSummary) -> None:
     tensors = [(name, str(shape), f"{summary.bytes[name] / 1024:.1f}") for name, shape in summary.shapes.items()]
     scales: Sequence[dict[str, float] | None] = summary.lr_scales or [None] * len(summary.lr)
     rates = "learning rates: " + ", ".join(map(_rate, summary.lr, scales))
-    samples = [_sample(summary, index) for index in range(len(summary.labels))]
+    samples = [_sample(summary, index) for index in range(min(SAMPLES, len(summary.labels)))]
+    rest = len(summary.labels) - len(samples)
+    more = f"{rest} more samples are not shown; textdistill.show in Python returns all"
     if on_terminal():
         _print_table(["tensor", "shape", _number("KiB")], tensors)
         print(rates)
         cells = ([str(index), *map("\n".join, sample.values())] for index, sample in enumerate(samples))
         _print_table([_number("sample"), *samples[0]], cells)
+        if rest:
+            print(more)
         return
     for name, shape, size in tensors:
         print(f"  {name:18} {shape:24} {size:>10} KiB")
@@ -89,6 +96,8 @@ def print_set(summary: SetSummary) -> None:
         for heading, lines in sample.items():
             for line in lines:
                 print(f"  {heading}: {line}")
+    if rest:
+        print(f"\n{more}")
 
 
 def print_verified(verification: Verification) -> None:
@@ -165,9 +174,12 @@ def _rate(lr: float, scales: Mapping[str, float] | None) -> str:
 
 def _sample(summary: SetSummary, index: int) -> dict[str, list[str]]:
     """Returns lines about a sample, by heading."""
-    names = map(_plain, summary.metadata.class_names)
-    labels = zip(names, summary.labels[index], strict=True)
-    sample = {"labels": [", ".join(f"{name} {value:.3f}" for name, value in labels)]}
+    labels = list(zip(summary.metadata.class_names, summary.labels[index], strict=True))
+    rest = len(labels) - LABELS
+    if rest > 0:
+        labels = sorted(labels, key=lambda label: -label[1])[:LABELS]
+    line = ", ".join(f"{_plain(name)} {value:.3f}" for name, value in labels)
+    sample = {"labels": [f"{line}, {rest} smaller" if rest > 0 else line]}
     if summary.attention:
         line = "layer {layer} head {head} row {row} -> key {key} {probability:.3f}, weight {weight:.3g}"
         sample["attention"] = [line.format(**peak._asdict()) for peak in summary.attention[index]]

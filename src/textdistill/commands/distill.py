@@ -14,6 +14,7 @@ from textdistill.commands.context import RunContext, set_shape
 from textdistill.config import RunConfig, load_run_config, save_run_config
 from textdistill.core.files import replacing
 from textdistill.core.processes import Processes
+from textdistill.data.task import BATCH_ROWS
 from textdistill.distilled.dataset import DistilledDataset
 from textdistill.distilled.initial import initial_set
 from textdistill.evaluation.scoring import score, trained_on
@@ -121,11 +122,13 @@ def _training(
         # The number is written to config.yaml, so that the run can go on with another number of processes.
         config = replace(config, train=replace(config.train, batches_per_step=processes.count))
     context = RunContext(config, processes)
-    config = context.config
-    schedule = None
-    if not config.train.skip_train:
-        schedule = Schedule.of(config.train, context.splits["train"], config.data.train_batch_size, processes)
+    config, train = context.config, context.splits["train"]
     distilled = _initial_set(config, context)
+    # What depends on the classes is written to config.yaml, so that the run states it and can go on with it.
+    rows = config.data.train_batch_size or max(BATCH_ROWS, min(context.learner.num_labels, len(train)))
+    shape = replace(config.distilled_data, seq_length=distilled.config.positions)
+    config = context.config = replace(config, data=replace(config.data, train_batch_size=rows), distilled_data=shape)
+    schedule = None if config.train.skip_train else Schedule.of(config.train, train, rows, processes)
     settings = config.fixed() | {"data": context.task.fingerprint, "model": context.learner.revision}
     checkpoint_file = CheckpointFile(config.run_folder.checkpoint, settings)
     with ExitStack() as stack:
@@ -241,7 +244,8 @@ def _initial_set(config: RunConfig, context: RunContext) -> DistilledDataset:
     saved = DistilledDataset.from_pretrained(path)
     context.check(saved)
     asked, own = asdict(config.distilled_data), asdict(saved.config)
-    ignored = [key for key in asked if key != "pretrained_data_path" and asked[key] != own[key]]
+    own["pretrained_data_path"] = path
+    ignored = [key for key, value in asked.items() if value not in (None, own[key])]
     if ignored:
         logger.warning("distilled_data.{%s} have no effect: the set of pretrained_data_path counts", ",".join(ignored))
     for key, value in asdict(saved.inner_config).items():

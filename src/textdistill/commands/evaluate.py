@@ -11,6 +11,7 @@ from textdistill.commands.context import RunContext, set_shape
 from textdistill.config import RunConfig
 from textdistill.core.precision import Precision
 from textdistill.core.processes import Processes
+from textdistill.data.task import BATCH_ROWS
 from textdistill.distilled.adapt import adapt_to
 from textdistill.distilled.dataset import DistilledDataset
 from textdistill.distilled.inspection import find_anomalies
@@ -95,7 +96,13 @@ def baseline(kind: str, config: RunConfig, training: Training = Training.inner_l
     if kind is Baseline.full:
         count = 1
         trained = full_data_learners(
-            context.learner, context.splits, data.train_batch_size, data.valid_batch_size, seed, processes, precision
+            context.learner,
+            context.splits,
+            data.train_batch_size or BATCH_ROWS,
+            data.valid_batch_size,
+            seed,
+            processes,
+            precision,
         )
     else:
         shape, inner = config.distilled_data, config.learner_train

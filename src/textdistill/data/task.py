@@ -24,6 +24,10 @@ from textdistill.data.splits import Protocol, cut_splits
 logger = logging.getLogger(__name__)
 
 
+# The default number of rows of a real batch in training.
+BATCH_ROWS = 32
+
+
 @dataclass
 class DataConfig:
     """The configuration keys ``data.*``.
@@ -45,7 +49,8 @@ class DataConfig:
             exist, the download from the hub is saved there.
         preprocessed_datasets_path: folder of the token cache. With None the tokens are in temporary files, which the
             end of the process removes.
-        train_batch_size: rows of a real batch in training.
+        train_batch_size: rows of a real batch in training. None for BATCH_ROWS; distillation takes at least one row a
+            class.
         valid_batch_size: the most rows of a batch in validation.
         test_batch_size: the most rows of a batch in testing.
         num_proc: processes that prepare a download from the hub. Tokenizers use threads of their own.
@@ -67,7 +72,7 @@ class DataConfig:
     protocol: Protocol = Protocol.clean
     datasets_path: str | None = None
     preprocessed_datasets_path: str | None = None
-    train_batch_size: int = 32
+    train_batch_size: int | None = None
     valid_batch_size: int = 64
     test_batch_size: int = 64
     num_proc: int = 1
@@ -101,8 +106,9 @@ class DataConfig:
         self.file_options.check()
         minima = {"max_length": 3, "train_batch_size": 1, "valid_batch_size": 1, "test_batch_size": 1, "num_proc": 1}
         for key, minimum in minima.items():
-            if getattr(self, key) < minimum:
-                raise ValueError(f"data.{key} must be at least {minimum}, got {getattr(self, key)}")
+            value = getattr(self, key)
+            if value is not None and value < minimum:
+                raise ValueError(f"data.{key} must be at least {minimum}, got {value}")
 
 
 @dataclass(frozen=True)

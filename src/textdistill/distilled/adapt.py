@@ -44,9 +44,9 @@ def check_fits(distilled: DistilledDataset, learner: Learner) -> None:
             f"the distilled set has {len(metadata.class_names)} classes {list(metadata.class_names)}, but"
             f" the data have {learner.num_labels}; use the data of task {metadata.task!r}"
         )
-    if config.seq_length > learner.max_positions:
+    if config.positions > learner.max_positions:
         raise ValueError(
-            f"the distilled set has {config.seq_length} positions, but model.model_name={learner.name}"
+            f"the distilled set has {config.positions} positions, but model.model_name={learner.name}"
             f" takes at most {learner.max_positions}"
         )
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -15,6 +17,10 @@ from textdistill.method.learner import Learner
 
 # A softmax or exp turns this logit into exactly 0 with an exactly zero gradient, so masked keys stay masked.
 MASKED_LOGIT = -1e4
+# With more than so many classes the rates of the output layer start at OUTPUT_RATE * C times the others
+# (docs/decisions.md).
+FEW_CLASSES = 20
+OUTPUT_RATE = 20.0
 
 
 def initial_set(
@@ -28,7 +34,7 @@ def initial_set(
     """The distilled set before training; it depends on the arguments only.
 
     Args:
-        config: shape, kinds and start of the set.
+        config: shape, kinds and start of the set. The set's own settings state a length that it leaves open.
         inner_config: the inner loop that the set will serve.
         metadata: the task and, as ``model_metadata`` gives it, the model.
         learner: gives widths, the mask of its attention and, for ``init=real``, word embeddings.
@@ -44,10 +50,11 @@ def initial_set(
     """
     config.check()
     inner_config.check(config)
-    if config.seq_length > learner.max_positions:
+    config = config.resolved(learner.num_labels, learner.max_positions)
+    if config.positions > learner.max_positions:
         raise ValueError(
             f"distilled_data.seq_length must be at most the {learner.max_positions} positions of"
-            f" {learner.name}, got {config.seq_length}"
+            f" {learner.name}, got {config.positions}"
         )
     shapes = tensor_shapes(config, inner_config, learner.num_labels, metadata.model)
     count = config.data_per_label * learner.num_labels
@@ -57,7 +64,7 @@ def initial_set(
         "lr": before_softplus(torch.full(shapes["lr"], config.lr_init)),
     }
     if "lr_scales" in shapes:
-        raw["lr_scales"] = torch.zeros(shapes["lr_scales"])
+        raw["lr_scales"] = _lr_scales(shapes["lr_scales"], learner)
     if "attention_labels" in shapes:
         raw["attention_labels"] = _attention_labels(config, shapes["attention_labels"], learner, seed)
     distilled = DistilledDataset(raw, config, inner_config, metadata).to(learner.device, learner.dtype)
@@ -73,13 +80,26 @@ def _embeddings(
     if config.init is Init.noise:
         return torch.randn(shape, generator=draw)
     rows = stratified_sample(train.labels, config.data_per_label, draw)
-    return torch.stack([_tiled(learner, train, int(row), config.seq_length) for row in rows])
+    return torch.stack([_tiled(learner, train, int(row), config.positions) for row in rows])
+
+
+def _lr_scales(shape: tuple[int, ...], learner: Learner) -> Tensor:
+    """Initial logarithms of the factors on the learning rate, (T, P) or (P,): 0, but for an output layer of many rows.
+
+    A row of the output layer learns from the samples of its class, and the mean over all samples divides by C.
+    """
+    scales = torch.zeros(shape)
+    if learner.num_labels > FEW_CLASSES:
+        sizes = {name: len(parameter) for name, parameter in learner.model.named_parameters() if name in learner.head}
+        output = [sizes.get(name) == learner.num_labels for name in learner.trainable]
+        scales[..., output] = math.log(OUTPUT_RATE * learner.num_labels)
+    return scales
 
 
 def _attention_labels(config: DistilledDataConfig, shape: tuple[int, ...], learner: Learner, seed: int) -> Tensor:
     """Initial logits (N, Y, H, Q, L) of attention labels: noise where a layer can attend, masked elsewhere."""
     draw = generator(seed, "distilled", "attention_labels")
-    key_mask = learner.key_mask(config.seq_length, config.attention_label_type)
+    key_mask = learner.key_mask(config.positions, config.attention_label_type)
     noise = torch.randn(shape, generator=draw)
     # Normalise each row, because its sum of exp is its learned weight, which starts at 1.
     return noise.masked_fill(~key_mask[:, None], MASKED_LOGIT).log_softmax(-1)

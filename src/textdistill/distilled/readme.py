@@ -6,7 +6,7 @@ import html
 import re
 from collections.abc import Mapping
 
-from textdistill.distilled.spec import SetMetadata, SetSpec
+from textdistill.distilled.spec import SetMetadata, SetSpec, listed
 
 # The form of a licence identifier on the hub. The hub itself checks identifiers against its list.
 LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]*")
@@ -41,7 +41,7 @@ def readme(spec: SetSpec, shapes: Mapping[str, tuple[int, ...]], source: str) ->
     classes = metadata.class_names
     license_id, model = _license(metadata), plain(metadata.model.name)
     tensors = "\n".join(f"- `{name}`: {size}" for name, size in shapes.items())
-    names = ", ".join(map(plain, classes[:20])) + (", ..." if len(classes) > 20 else "")
+    names = listed([plain(name) for name in classes])
     return f"""---
 license: {license_id}
 task_categories: [text-classification]
@@ -51,7 +51,7 @@ viewer: false
 
 # {plain(metadata.task)}, distilled for {model}
 
-{shapes["labels"][0]} learned samples of {config.seq_length} positions, {config.label_type} labels, attention
+{shapes["labels"][0]} learned samples of {config.positions} positions, {config.label_type} labels, attention
 labels {config.attention_label_type}: {spec.inner_config.train_step} gradient step(s) on them make {model} a
 classifier of {len(classes)} classes ({names}).
 

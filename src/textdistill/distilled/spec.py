@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -43,6 +43,13 @@ class AttentionLabelWeight(StrEnum):
     learned = "learned"
 
 
+# The default length of a sample: the classes share TOKENS positions, within these limits (docs/decisions.md).
+TOKENS = 2048
+MIN_LENGTH, MAX_LENGTH = 16, 64
+# The most class names in a line for a reader.
+LISTED = 20
+
+
 @dataclass
 class DistilledDataConfig:
     """Shape, kinds and start of a distilled set: the configuration keys ``distilled_data.*``."""
@@ -52,7 +59,8 @@ class DistilledDataConfig:
     attention_label_type: AttentionLabelType = AttentionLabelType.cls
     attention_label_weight: AttentionLabelWeight = AttentionLabelWeight.learned
     attention_loss_lambda: float = 0.5
-    seq_length: int = 64
+    # None selects MAX_LENGTH positions, or fewer for many classes; see ``resolved``.
+    seq_length: int | None = None
     label_type: LabelType = LabelType.unrestricted
     lr_for_step: bool = True
     lr_for_parameter: bool = True
@@ -63,9 +71,10 @@ class DistilledDataConfig:
 
     def check(self) -> None:
         """Raises ValueError for a value out of range."""
-        for key, least in {"data_per_label": 1, "seq_length": 1}.items():
-            if getattr(self, key) < least:
-                raise ValueError(f"distilled_data.{key} must be at least {least}, got {getattr(self, key)}")
+        for key in ("data_per_label", "seq_length"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise ValueError(f"distilled_data.{key} must be at least 1, got {value}")
         if not 0 < self.lr_init < math.inf:
             raise ValueError(f"distilled_data.lr_init must be above 0 and finite, got {self.lr_init}")
         supervised = self.attention_label_type is not AttentionLabelType.none
@@ -75,6 +84,26 @@ class DistilledDataConfig:
                 f" ({self.attention_label_type}), got {self.attention_loss_lambda};"
                 " set distilled_data.attention_label_type=none to do without"
             )
+
+    @property
+    def positions(self) -> int:
+        """L, the length of a sample; raises ValueError if it is not decided."""
+        if self.seq_length is None:
+            raise ValueError("distilled_data.seq_length of a distilled set must be a whole number, got null")
+        return self.seq_length
+
+    def resolved(self, num_labels: int, max_positions: int) -> DistilledDataConfig:
+        """Returns the settings with the length of a sample decided.
+
+        Args:
+            num_labels: C. Up to 32 classes have samples of 64 positions, and from 128 classes on they have 16.
+            max_positions: the greatest length that the learner takes.
+
+        """
+        if self.seq_length is not None:
+            return self
+        length = min(MAX_LENGTH, max(MIN_LENGTH, TOKENS // num_labels), max_positions)
+        return replace(self, seq_length=length)
 
 
 @dataclass
@@ -197,6 +226,12 @@ class _SetFile(SetMetadata):
             raise ValueError(f"class_names must be one or more distinct strings, got {brief(self.class_names)}")
 
 
+def listed(names: Sequence[str]) -> str:
+    """Returns names in one line: all of up to LISTED names, or the first of them and the number of the rest."""
+    rest = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + rest
+
+
 def model_metadata(learner: Learner) -> ModelMetadata:
     """The metadata of the model that ``learner`` fine-tunes."""
     return ModelMetadata(
@@ -213,7 +248,7 @@ def tensor_shapes(
     config: DistilledDataConfig, inner_config: LearnerTrainConfig, num_labels: int, model: ModelMetadata
 ) -> dict[str, tuple[int, ...]]:
     """The shape of each raw tensor of a set, by name; see ``DistilledDataset.raw``."""
-    count, length = config.data_per_label * num_labels, config.seq_length
+    count, length = config.data_per_label * num_labels, config.positions
     shapes: dict[str, tuple[int, ...]] = {
         "inputs_embeds": (count, length, model.embedding_size),
         "labels": (count, num_labels),

@@ -122,7 +122,7 @@ def view_samples(
 
     """
     learner = _load(distilled, settings, device)
-    labels, length = distilled.attention_labels, distilled.config.seq_length
+    labels, length = distilled.attention_labels, distilled.config.positions
     count, stride = len(distilled), 1
     if labels is not None:
         cells = labels[0].numel() * (1 if learner is None else 3)
@@ -164,7 +164,7 @@ def _load(distilled: DistilledDataset, settings: Mapping[str, object], device: t
 
 
 def _view_tokens(distilled: DistilledDataset, learner: Learner, count: int) -> TokenView:
-    length = distilled.config.seq_length
+    length = distilled.config.positions
     samples = nearest_tokens(distilled, learner, min(NEAREST, len(learner.tokenizer)), length)[:count]
     return TokenView(
         [[[(token, round(cosine, 3)) for token, cosine in near] for near in sample] for sample in samples],
