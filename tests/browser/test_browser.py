@@ -65,7 +65,20 @@ def pages(tiny_bert: Path, toy_data: Path, tmp_path_factory: pytest.TempPathFact
             run(f"sweep/{lr}-{rate}", every, f"distilled_data.lr_init={lr}", f"train.lr_inputs_embeds={rate}")
     # Alike but for the seed, which is a cell of two runs.
     run("sweep/again", every, "distilled_data.lr_init=2.0", "train.lr_inputs_embeds=1.0", "base.seed=7")
-    results = {"hostile": [root / "hostile" / "runs"], "sweep": [root / "sweep"]}
+    for name, sizes in (("imbalanced", (90, 7, 3)), ("many", (2,) * 150)):
+        data = toy.write_classes(root / f"data-{name}", sizes)
+        run(name, cls, f"data.path={data}", f"data.task_name={name}", "distilled_data.lr_init=1.0")
+    config = compose(
+        *toy.overrides(tiny_bert, data.parent / "data-imbalanced", root, f"base.save_dir={root}/imbalanced/full")
+    )
+    config.data.task_name = config.model.task_name = config.evaluate.task_name = "imbalanced"
+    baseline("full", config)
+    results = {
+        "hostile": [root / "hostile" / "runs"],
+        "imbalanced": [root / "imbalanced"],
+        "many": [root / "many"],
+        "sweep": [root / "sweep"],
+    }
     results["both"] = [*results["hostile"], root / "sweep" / "0.5-0.1"]
     written = {}
     for name, folders in results.items():
@@ -146,14 +159,22 @@ def test_sections(opened: Opened) -> None:
     expect(page.locator("h1")).to_have_text(toy.HOSTILE_TASK)
     headings = [text.strip() for text in page.locator("h2").all_text_contents()]
     assert headings == [
-        *("Scores", "All results", "What was distilled", "Learning curves", "Learned labels", "Inside the samples"),
+        *(
+            "Scores",
+            "Classes",
+            "All results",
+            "What was distilled",
+            "Learning curves",
+            "Learned labels",
+            "Inside the samples",
+        ),
         *("Cost", "How it was made"),
     ]
     for link in page.locator("nav a").all():
         link.click()
         target = page.locator(link.get_attribute("href") or "")
         expect(target).to_be_in_viewport()
-    expect(page.locator("table.bars tbody tr")).to_have_count(3)
+    expect(page.locator("table.bars tbody tr")).to_have_count(4)
     bar = page.locator("table.bars rect.own").bounding_box()
     track = page.locator("table.bars td.bar svg").first.bounding_box()
     assert bar is not None
@@ -235,23 +256,25 @@ def test_attention_of_all_rows(opened: Opened) -> None:
 
 
 def column(page: Page, name: str) -> list[str]:
-    headings = page.locator("table.sortable thead th").all_text_contents()
+    headings = page.locator("table.results thead th").all_text_contents()
     at = headings.index(name)
-    return [row.locator("th, td").nth(at).text_content() or "" for row in page.locator("table.sortable tbody tr").all()]
+    return [row.locator("th, td").nth(at).text_content() or "" for row in page.locator("table.results tbody tr").all()]
 
 
 def test_table_sorts(opened: Opened) -> None:
     page = opened("hostile")
     values = column(page, "accuracy")
     for state, order in (("ascending", sorted(values)), ("descending", sorted(values, reverse=True))):
-        page.get_by_role("button", name="accuracy").click()
+        page.get_by_role("button", name="accuracy", exact=True).click()
         assert column(page, "accuracy") == order
-        expect(page.get_by_role("columnheader", name="accuracy").last).to_have_attribute("aria-sort", state)
+        expect(
+            page.locator("table.results").get_by_role("columnheader", name="accuracy", exact=True)
+        ).to_have_attribute("aria-sort", state)
     # What has no value stays last, whichever way.
     for _ in range(2):
         page.get_by_role("button", name="minutes").click()
         assert [bool(text) for text in column(page, "minutes")] == [True, False, False]
-    expect(page.locator("table.sortable [aria-sort]")).to_have_count(1)
+    expect(page.locator("table.results [aria-sort]")).to_have_count(1)
 
 
 def test_sweep(opened: Opened) -> None:
@@ -277,6 +300,34 @@ def test_sweep(opened: Opened) -> None:
     expect(page.get_by_text("The rest of the page describes one run")).to_be_visible()
 
 
+def test_imbalanced_classes(opened: Opened) -> None:
+    """The majority class stands below the other rows; each class has its support."""
+    page = opened("imbalanced")
+    last = page.locator("table.bars tbody tr").last
+    expect(last.locator("th")).to_contain_text("majority class")
+    expect(last.locator("td.number")).to_contain_text("0.9000")
+    expect(page.locator("table.confusion tbody tr")).to_have_count(3)
+    supports = page.locator("table.classes tbody tr td:nth-child(2)").all_text_contents()
+    assert supports == ["90", "7", "3"]
+    expect(page.locator("input.find")).to_have_count(0)
+
+
+def test_many_classes(opened: Opened) -> None:
+    """The matrix and the labels are cut with a count; classes and samples are found by a part of their names."""
+    page = opened("many")
+    expect(page.locator("table.confusion tbody tr")).to_have_count(16)
+    expect(page.locator("table.confusion caption")).to_contain_text("16 classes with the most mistakes of 150")
+    expect(page.locator("table.classes tbody tr")).to_have_count(150)
+    page.get_by_label("find a class").fill("CLASS 14")
+    expect(page.locator("table.classes tbody tr:visible")).to_have_count(10)
+    expect(page.locator("output")).to_have_text("10 of 150 classes")
+    page.get_by_label("find a sample").fill("class 149")
+    expect(page.locator("select.sample option")).to_have_count(1)
+    expect(page.locator(".readout")).to_contain_text("149: class 149, layer 0, head 0")
+    page.get_by_label("find a sample").fill("no such class")
+    expect(page.locator("select.sample option")).to_have_count(1)
+
+
 # --- For everybody
 
 
@@ -290,7 +341,7 @@ def test_keyboard(opened: Opened) -> None:
         assert outline != "none"
         page.keyboard.press("Tab")
     expect(page.locator(".readout")).to_contain_text("layer 1, head 1")
-    page.get_by_role("button", name="accuracy").focus()
+    page.get_by_role("button", name="accuracy", exact=True).focus()
     for key, state in (("Enter", "ascending"), ("Space", "descending")):
         page.keyboard.press(key)
         expect(page.locator("th[aria-sort]")).to_have_attribute("aria-sort", state)
@@ -314,7 +365,7 @@ def test_everything_that_can_be_used_is_reached_with_tab(opened: Opened) -> None
 
 # Colours and sizes have nothing to do with each other: one run of axe, which takes seconds, for each of them is enough.
 @pytest.mark.parametrize(("size", "scheme"), [(DESKTOP, "light"), (PHONE, "dark")], ids=["desktop", "phone"])
-@pytest.mark.parametrize("name", ["hostile", "sweep", "both"])
+@pytest.mark.parametrize("name", ["hostile", "sweep", "both", "many"])
 def test_axe_finds_nothing(name: str, size: tuple[int, int], scheme: str, opened: Opened) -> None:
     page = opened(name, size, scheme)
     for summary in page.locator("summary").all():
@@ -363,12 +414,12 @@ def test_contrast_of_all_text(scheme: str, opened: Opened) -> None:
     assert [text for ratio, text in ratios if ratio < CONTRAST] == []
 
 
-@pytest.mark.parametrize("name", ["hostile", "sweep", "both"])
+@pytest.mark.parametrize("name", ["hostile", "sweep", "both", "imbalanced", "many"])
 def test_no_sideways_scrolling(name: str, opened: Opened) -> None:
     page = opened(name)
     for summary in page.locator("summary").all():
         summary.click()
-    for width in (320, 375, 768):
+    for width in (320, 375, 768, 1280):
         page.set_viewport_size({"width": width, "height": 800})
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         page.evaluate("window.scrollTo(1000, 0)")
@@ -385,7 +436,7 @@ def test_without_its_script(browser: Browser, pages: dict[str, Path]) -> None:
 
 
 @pytest.mark.parametrize(("kind", "size"), [("desktop", DESKTOP), ("phone", PHONE)], ids=["desktop", "phone"])
-@pytest.mark.parametrize("name", ["hostile", "sweep"])
+@pytest.mark.parametrize("name", ["hostile", "sweep", "imbalanced", "many"])
 def test_screenshots(name: str, kind: str, size: tuple[int, int], opened: Opened) -> None:
     page = opened(name, size)
     SCREENSHOTS.mkdir(exist_ok=True)

@@ -95,7 +95,9 @@ def detail_of(group: PageGroup) -> RunDetail:
 
 
 def test_runs_and_baselines_are_compared(group: PageGroup) -> None:
-    assert [row.group.method for row in group.rows] == ["distilled", "random, inner loop", "full data"]
+    assert [row.group.method for row in group.rows] == [
+        *("distilled", "random, inner loop", "full data", "majority class"),
+    ]
     assert group.headline is group.rows[0]
     assert group.sweep is None
     table = group.table
@@ -269,7 +271,7 @@ def test_run_with_the_lowest_validation_loss_is_described(runs: Path, tmp_path: 
     assert detail_of(group).name == "y"
     assert group.headline is not None
     assert group.headline.group.settings == "distilled_data.lr_init=2.0, train.lr_inputs_embeds=0.1"
-    assert len(group.rows) == 3
+    assert len(group.rows) == 4
     sweep = group.sweep
     assert sweep is not None
     assert sweep.keys == ["distilled_data.lr_init", "train.lr_inputs_embeds"]
@@ -285,7 +287,7 @@ def test_each_task_has_its_part(runs: Path, tmp_path: Path) -> None:
     for file in other.rglob("results.json"):
         file.write_text(json.dumps(json.loads(file.read_text()) | {"task": "other", "protocol": "paper"}))
     results = find_results([runs, other])
-    assert [(group.scope.task, len(group.rows)) for group in contents(results)] == [("other", 3), ("toy", 3)]
+    assert [(group.scope.task, len(group.rows)) for group in contents(results)] == [("other", 4), ("toy", 4)]
     parsed = Parsed(page(results))
     assert parsed.tags["article"] == 2
     assert parsed.tags["h1"] == 1

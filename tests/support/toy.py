@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
+import random
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from transformers import BertTokenizerFast
 
-from tests.support.words import FILLERS, VOCABULARY
+from tests.support.words import CLASS_WORDS, FILLERS, VOCABULARY
 from textdistill.config import RunConfig, compose
 from textdistill.distilled.dataset import DistilledDataset
 
@@ -62,6 +64,26 @@ def write_reference_folder(folder: Path, distilled: DistilledDataset) -> None:
     (folder / "config.json").write_text(json.dumps(card, indent=4))
     raw = {name: tensor.detach() for name, tensor in distilled.raw.items() if name != "lr_scales"}
     torch.save(raw, folder / "data_dict")
+
+
+def write_classes(folder: Path, sizes: Sequence[int]) -> Path:
+    """Writes train.csv and test.csv with as many rows of each class; classes are called "class 000" and so on.
+
+    Three in four rows hold two words that only their class has in this order.
+    """
+    folder.mkdir()
+    words = [word for group in CLASS_WORDS.values() for word in group]
+    draw = random.Random(0)
+    for name, factor in (("train", 4), ("test", 1)):
+        rows = [["text", "label"]]
+        for index, size in enumerate(sizes):
+            for _ in range(factor * size):
+                own = words[index % 24 : index % 24 + 1] + words[index // 24 :][:1]
+                text = own if draw.random() < 0.75 else draw.choices(words, k=2)
+                rows.append([" ".join([*text, *draw.choices(FILLERS, k=4)]), f"class {index:03}"])
+        with (folder / f"{name}.csv").open("w", newline="") as file:
+            csv.writer(file).writerows(rows)
+    return folder
 
 
 def hostile_config(model: Path, data: Path, folder: Path, *more: str) -> RunConfig:

@@ -20,6 +20,7 @@ import torch
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from textdistill.reporting.class_view import ClassView, view_classes
 from textdistill.reporting.rows import (
     COLUMN_KEYS,
     ReportRow,
@@ -31,7 +32,7 @@ from textdistill.reporting.rows import (
 )
 from textdistill.reporting.run_detail import RunDetail, read_detail
 from textdistill.reporting.sample_view import Limits
-from textdistill.reporting.tables import HEADINGS, mean_and_std, row_cells
+from textdistill.reporting.tables import HEADINGS, METRIC_COLUMNS, mean_and_std, row_cells
 from textdistill.runs.folder import RESULTS_FILE
 
 # These columns describe the set or the baseline that was scored.
@@ -88,6 +89,7 @@ class PageGroup:
         table: one row for each result.
         headline: the row of the run that the page describes in detail; None if no run can be chosen.
         sweep: the sweep; None unless the runs differ in two settings or more.
+        classes: the scores by class of the headline's row; None if its results do not state them.
         detail: the description of the headline run; None if its folder holds no distilled set.
 
     """
@@ -97,6 +99,7 @@ class PageGroup:
     table: ResultTable
     headline: ReportRow | None
     sweep: Sweep | None
+    classes: ClassView | None
     detail: RunDetail | None = None
 
 
@@ -129,7 +132,8 @@ def contents(
         distilled = [one for one in stored if one.result.shape is not None]
         headline = _headline(distilled)
         row = next((row for row in rows if headline in row.results), None)
-        groups.append(PageGroup(scope, rows, _table(stored, names), row, _sweep(distilled)))
+        classes = view_classes([one.result for one in row.results]) if row else None
+        groups.append(PageGroup(scope, rows, _table(stored, names), row, _sweep(distilled), classes))
         chosen.append(headline if headline and headline.folder.distilled.is_dir() else None)
     share = (limits or Limits()).share(max(1, sum(one is not None for one in chosen)))
     return [
@@ -146,7 +150,14 @@ def render(groups: Sequence[PageGroup]) -> str:
         loader=PackageLoader("textdistill.reporting"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"size": _size, "duration": _duration, "cells": row_cells, "fields": asdict}
+    environment.filters |= {
+        "size": _size,
+        "duration": _duration,
+        "cells": row_cells,
+        "fields": asdict,
+        "strongest": _strongest,
+    }
+    environment.globals |= {"headings": HEADINGS, "metric_columns": METRIC_COLUMNS}
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False}
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     values = {"groups": groups, "style": Markup(style), "script": Markup(script), "script_sha256": digest}
@@ -194,16 +205,20 @@ def _table_row(stored: StoredResult, name: str, keys: Sequence[str]) -> dict[str
     def cell(value: object, text: str | None = None) -> Cell:
         return Cell(value, "" if value is None else text or str(value))
 
-    (row,) = report_rows([stored])
-    accuracy, f1 = stored.result.metrics["accuracy"], stored.result.metrics.get("f1")
+    row, *_ = report_rows([stored])
+    metrics = stored.result.metrics
     loss = stored.validation.get("loss")
     return {
         "run": cell(name),
         **{HEADINGS[column]: cell(getattr(row.group, column)) for column in SHAPE_COLUMNS},
         **{key: cell(stored.settings.get(key)) for key in keys},
         "seed": cell(stored.result.seed),
-        "accuracy": cell(accuracy.mean, mean_and_std(accuracy)),
-        "F1": cell(None) if f1 is None else cell(f1.mean, mean_and_std(f1)),
+        **{
+            HEADINGS[metric]: cell(metrics[metric].mean, mean_and_std(metrics[metric]))
+            if metric in metrics
+            else cell(None)
+            for metric in METRIC_COLUMNS
+        },
         "validation loss": cell(loss, "" if loss is None else f"{loss:.4f}"),
         "best step": cell(stored.best_step),
         "minutes": cell(row.minutes, row_cells(row)["minutes"]),
@@ -227,6 +242,12 @@ def _sweep(distilled: Iterable[StoredResult]) -> Sweep | None:
         metrics |= {f"test {name}": score.mean for name, score in stored.result.metrics.items()}
         runs.append(SweepRun({key: spelled(stored.settings.get(key)) for key in keys}, metrics))
     return Sweep(keys, list(dict.fromkeys(name for run in runs for name in run.metrics)), runs)
+
+
+def _strongest(values: Sequence[float], count: int | None) -> list[tuple[int, float]]:
+    """Returns the positions and values of the ``count`` largest absolute values, or of all of them in order."""
+    indexed = list(enumerate(values))
+    return indexed if count is None else sorted(indexed, key=lambda one: -abs(one[1]))[:count]
 
 
 def _size(count: float) -> str:

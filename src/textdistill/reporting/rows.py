@@ -47,7 +47,7 @@ class Group(NamedTuple):
         task: name of the task.
         protocol: ``clean`` or ``paper``.
         model: the encoder that was fine-tuned.
-        method: ``distilled``, ``full data``, or the selection and training of real samples.
+        method: ``distilled``, ``full data``, ``majority class``, or the selection and training of real samples.
         per_class: the number of samples of each class.
         steps: the number of inner steps.
         labels: ``distilled_data.label_type``.
@@ -76,6 +76,8 @@ class Group(NamedTuple):
 
 GROUP_FIELDS = Group._fields
 FULL_DATA = "full data"
+# The row of a classifier that predicts the largest class of the training split for every row.
+MAJORITY_CLASS = "majority class"
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,7 @@ class ReportRow:
         rows: the number of rows in the test split.
         seeds: the seeds of the results, ascending.
         metrics: the score by metric, over all learners of all seeds.
-        results: the stored results.
+        results: the stored results; empty for the majority class, which has no learners.
         outer_steps: the mean number of outer steps; None unless every result belongs to a distillation run.
         minutes: the mean training time; None unless every result belongs to a distillation run.
         of_full: the mean accuracy divided by the mean accuracy of full data on the same rows; None without a result of
@@ -209,7 +211,7 @@ def report_rows(results: Iterable[StoredResult]) -> list[ReportRow]:
     """Returns one row for each group of results that differ at most in seed.
 
     Each row is compared with the baselines of its scope. Rows are ordered by scope. Within a scope, sets distilled for
-    the scored model come first and full data last.
+    the scored model come first. Full data comes last, before the majority class where the results state it.
     """
     rows = []
     for _, same_scope in groupby(sorted(results, key=_scope), key=_scope):
@@ -218,6 +220,7 @@ def report_rows(results: Iterable[StoredResult]) -> list[ReportRow]:
         group_of = partial(_group, names=names)
         stored.sort(key=lambda one, group_of=group_of: _order(group_of(one)))  # type: ignore[misc]
         rows += [_row(group, list(members)) for group, members in groupby(stored, key=group_of)]
+        rows += _majority_rows(stored)
     by_group = {row.group: row for row in rows}
     return [_compared_with_baselines(row, by_group) for row in rows]
 
@@ -279,6 +282,25 @@ def _row(group: Group, stored: list[StoredResult]) -> ReportRow:
         outer_steps=fmean(training.outer_steps for training in trainings) if trained else None,
         minutes=fmean(training.training_seconds for training in trainings) / 60 if trained else None,
     )
+
+
+def _majority_rows(stored: Sequence[StoredResult]) -> list[ReportRow]:
+    """Returns a row of the majority class for each test split of a scope. It is the mean over the seeds."""
+    by_split: dict[tuple[str, int], dict[int, Mapping[str, float]]] = {}
+    for one in stored:
+        if (classes := one.result.classes) is not None:
+            test = one.result.splits["test"]
+            by_split.setdefault((test.source, test.rows), {})[one.result.seed] = classes.majority.metrics
+    rows = []
+    for (split, count), by_seed in by_split.items():
+        # The same score for every seed is one score. It has no deviation.
+        scores = (
+            list(by_seed.values()) if len({tuple(m.items()) for m in by_seed.values()}) > 1 else [*by_seed.values()][:1]
+        )
+        names = [name for name in scores[0] if all(name in metrics for metrics in scores)]
+        metrics = {name: Score.of([metrics[name] for metrics in scores]) for name in names}
+        rows.append(ReportRow(Group(*stored[0].scope, MAJORITY_CLASS), split, count, sorted(by_seed), metrics, []))
+    return rows
 
 
 def _compared_with_baselines(row: ReportRow, by_group: Mapping[Group, ReportRow]) -> ReportRow:

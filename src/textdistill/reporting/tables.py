@@ -22,6 +22,9 @@ HEADINGS = {
     "positions": "positions",
     "settings": "settings",
     "accuracy": "accuracy",
+    "macro_f1": "macro-F1",
+    "balanced_accuracy": "balanced accuracy",
+    "mcc": "MCC",
     "f1": "F1",
     "of_full": "of full data",
     "over_random": "over random",
@@ -29,6 +32,8 @@ HEADINGS = {
     "outer_steps": "outer steps",
     "minutes": "minutes",
 }
+# The metrics that have a column.
+METRIC_COLUMNS = ("accuracy", "macro_f1", "balanced_accuracy", "mcc", "f1")
 # These columns hold text, so they are aligned to the left.
 TEXT_COLUMNS = {"method", "labels", "attention", "settings"}
 LATEX = {
@@ -109,7 +114,8 @@ def comma_separated(rows: Sequence[ReportRow]) -> str:
         scores = [row.metrics.get(name) for name in metrics]
         values = [value for score in scores for value in ((score.mean, score.std) if score else (None, None))]
         seeds = " ".join(map(str, row.seeds))
-        comparisons = (row.accuracy.n, row.of_full, row.over_random, row.outer_steps, row.minutes)
+        learners = row.accuracy.n if row.results else None
+        comparisons = (learners, row.of_full, row.over_random, row.outer_steps, row.minutes)
         writer.writerow([*row.group, row.split, row.rows, seeds, *values, *comparisons])
     return file.getvalue()
 
@@ -118,10 +124,10 @@ def row_cells(row: ReportRow) -> dict[str, str]:
     """Returns the text of a row for each column of ``HEADINGS``. A missing value is empty."""
     fields = zip(GROUP_FIELDS, row.group, strict=True)
     texts = {name: "" if value is None else str(value) for name, value in fields if name not in Scope._fields}
-    for name in ("accuracy", "f1"):
+    for name in METRIC_COLUMNS:
         texts[name] = mean_and_std(row.metrics[name]) if name in row.metrics else ""
     seeds = len(row.seeds)
-    texts["learners"] = f"{row.accuracy.n}" + (f" ({seeds} seeds)" if seeds > 1 else "")
+    texts["learners"] = f"{row.accuracy.n}" + (f" ({seeds} seeds)" if seeds > 1 else "") if row.results else ""
     texts["of_full"] = "" if row.of_full is None else f"{row.of_full:.1%}"
     texts["over_random"] = "" if row.over_random is None else f"{row.over_random:+.4f}"
     texts["outer_steps"] = "" if row.outer_steps is None else f"{row.outer_steps:,.0f}"

@@ -61,6 +61,39 @@ for (const table of document.querySelectorAll("table.sortable")) {
   }
 }
 
+// --- Search fields: one for a table of many classes, and one for a chooser of many samples.
+
+const matches = (text, wanted) => text.toLowerCase().includes(wanted.trim().toLowerCase());
+
+for (const find of document.querySelectorAll("input.find")) {
+  const chooser = find.closest(".chooser");
+  const rows = [...chooser.nextElementSibling.querySelectorAll("tbody tr")];
+  const show = () => {
+    for (const row of rows) row.hidden = !matches(row.cells[0].textContent, find.value);
+    chooser.querySelector("output").textContent = `${rows.filter((row) => !row.hidden).length} of ${rows.length} classes`;
+  };
+  find.addEventListener("input", show);
+  show();
+}
+
+for (const select of document.querySelectorAll("select.sample")) {
+  const options = [...select.options];
+  if (options.length <= 20) continue;
+  const label = make("label", "find a sample ");
+  const find = make("input");
+  find.type = "search";
+  label.append(find);
+  select.closest(".chooser").prepend(label);
+  find.addEventListener("input", () => {
+    const chosen = select.value;
+    const left = options.filter((option) => matches(option.textContent, find.value));
+    if (!left.length) return;
+    select.replaceChildren(...left);
+    select.value = left.some((option) => option.value === chosen) ? chosen : left[0].value;
+    select.dispatchEvent(new Event("change"));
+  });
+}
+
 // --- A sweep: the mean of a metric for each pair of values of two keys.
 
 for (const element of document.querySelectorAll(".sweep")) {
@@ -117,7 +150,7 @@ for (const element of document.querySelectorAll(".inside")) {
   const view = json(element);
   const { length, attention, tokens } = view;
   element.querySelector(".scriptless")?.remove();
-  const selected = (name) => element.querySelector(`select.${name}`)?.selectedIndex ?? 0;
+  const selected = (name) => Number(element.querySelector(`select.${name}`)?.value ?? 0);
   const maps = attention && Object.fromEntries(Object.entries(attention.maps).map(([name, text]) => [name, unpack(text)]));
   const rowCount = attention?.rows.length;
   const byHead = rowCount === 1;
