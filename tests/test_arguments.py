@@ -49,18 +49,18 @@ def test_path_arrives_as_it_is(name: str, tmp_path: Path) -> None:
 
 def test_options_stand_for_keys() -> None:
     assert to_overrides("sst2", text="title, body", label="stars", model="minilm-l6", steps=5, output="out") == [
-        "data.task_name='sst2'",
-        "data.text_columns=['title','body']",
-        "data.label_column='stars'",
-        "model.model_name='minilm-l6'",
+        "data.task_name=sst2",
+        "data.text_columns=[title,body]",
+        "data.label_column=stars",
+        "model.model_name=minilm-l6",
         "train.max_steps=5",
-        "base.save_dir='out'",
+        "base.save_dir=out",
     ]
     assert to_overrides() == []
 
 
 def test_output_of_many_runs_is_the_folder_of_all() -> None:
-    assert to_overrides(output="out", many_runs=True) == ["base.save_dir_root='out'"]
+    assert to_overrides(output="out", many_runs=True) == ["base.save_dir_root=out"]
 
 
 def test_home_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -114,7 +114,7 @@ def test_task_of_the_working_folder_has_its_name(tmp_path: Path) -> None:
 
 def test_given_name_of_the_task_counts(tmp_path: Path) -> None:
     (tmp_path / "a.csv").touch()
-    assert to_overrides("a.csv", given=["data.task_name=sst2"]) == ["data.path='a.csv'"]
+    assert to_overrides("a.csv", given=["data.task_name=sst2"]) == ["data.path=a.csv"]
 
 
 @pytest.mark.parametrize("name", ["nyu-mll/glue", "user/name.v2", "stanfordnlp/imdb"])

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn, TypeAlias
 
-from textdistill.core.suggestions import did_you_mean
+from textdistill.core.suggestions import did_you_mean, nearest
 from textdistill.data.task import TASKS
-from textdistill.overrides import key_of, quoted
+from textdistill.overrides import key_of, parse, quoted
 
 Data: TypeAlias = str | os.PathLike[str]
 Value: TypeAlias = str | int | list[str]
@@ -84,6 +84,35 @@ def to_overrides(
     return [f"{key}={quoted(value)}" for key, value in settings.items()]
 
 
+def to_options(overrides: Sequence[str]) -> list[str]:
+    """Returns the words of a command line that stand for overrides: DATA, then options, then the other overrides.
+
+    ``to_overrides`` reads the same settings from them.
+    """
+    by_key = {key_of(override): override for override in overrides}
+    values = {key: parse(override).value() for key, override in by_key.items() if not _is_sweep(override)}
+    data, words = [], []
+    path, name = values.get("data.path"), values.get("data.task_name")
+    if isinstance(path, str) and os.path.exists(path) and path and path[0] not in "-~":
+        data, used = [path], {"data.path", *(["data.task_name"] if name == task_name(path) else [])}
+    elif isinstance(name, str) and path is None and "data.path" not in by_key and not os.path.exists(name):
+        data, used = [name], {"data.task_name"}
+    else:
+        used = set()
+    for option, key in OPTION_KEYS.items():
+        value = values.get(key)
+        if option == "text" and isinstance(value, list) and not any(re.search(r",|^\s|\s$", item) for item in value):
+            value = ",".join(value)
+        if isinstance(value, str | int) and not str(value).startswith(("-", "~")):
+            words += [f"--{option}", str(value)]
+            used.add(key)
+    return [*data, *words, *(override for key, override in by_key.items() if key not in used)]
+
+
+def _is_sweep(override: str) -> bool:
+    return parse(override).is_sweep_override() or not override.partition("=")[1] or override[0] in "+~"
+
+
 def task_name(path: str) -> str:
     """Returns a name for the task of a path: letters, digits and ``_ . -``, never empty and never a built-in task."""
     name = Path(path).resolve().name
@@ -98,6 +127,8 @@ def task_name(path: str) -> str:
 def _data_settings(data: Data | Sequence[Data]) -> dict[str, Value]:
     """Returns the keys of ``data.*`` that a DATA stands for."""
     if not isinstance(data, str | os.PathLike):
+        if tasks := sorted(set(map(os.fspath, data)) & TASKS.keys()):
+            raise ValueError(f"DATA must be one task or any number of files, got the task {tasks[0]!r} beside others")
         paths = [_existing_path(os.fspath(item)) or _unknown_data(os.fspath(item)) for item in data]
         return {"data.path": paths, "data.task_name": task_name(os.path.dirname(os.path.abspath(paths[0])))}
     name = os.fspath(data)
@@ -126,7 +157,7 @@ def _unknown_data(name: str) -> NoReturn:
     beside = os.listdir(folder or ".") if os.path.isdir(folder or ".") else []
     raise FileNotFoundError(
         f"DATA must be a file or folder, a built-in task ({', '.join(TASKS)}) or a dataset on the hub (user/name),"
-        f" got {name!r}{did_you_mean(last, [*beside, *TASKS]) or '; check the path'}"
+        f" got {name!r}{did_you_mean(nearest(last, [*beside, *TASKS])) or '; check the path'}"
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
@@ -25,6 +26,7 @@ from textdistill.evaluation.config import EvaluateConfig
 from textdistill.method.attention import AttentionLabelType
 from textdistill.method.hypergradient import Estimator, Trajectory
 from textdistill.method.learner import ModelConfig
+from textdistill.overrides import check_overrides, composition_error
 from textdistill.runs.folder import RunFolder
 from textdistill.runs.metrics import flatten
 from textdistill.runs.mlflow import Status, SweepRun
@@ -216,13 +218,18 @@ def compose(*overrides: str) -> RunConfig:
         ValueError: an override names no key, or a value does not fit.
 
     """
+    check_overrides(overrides, known_keys())
     try:
         with initialize_config_module("textdistill.conf", version_base="1.3"):
             return to_run_config(hydra_compose("config", overrides=list(overrides)))
-    except HydraException as error:
-        # The cause of the error names the rule that a value breaks.
-        reason = f"{error}; {error.__cause__}" if error.__cause__ else str(error)
-        raise ValueError(f"cannot compose the configuration: {reason}") from error
+    except (HydraException, OmegaConfBaseException) as error:
+        raise composition_error(error) from error
+
+
+@cache
+def known_keys() -> frozenset[str]:
+    """Returns every key of the configuration, with dots."""
+    return frozenset(key for key, _ in flatten(OmegaConf.to_container(OmegaConf.structured(RunConfig))))
 
 
 def load_run_config(run_dir: Path) -> RunConfig:

@@ -2,13 +2,13 @@
 
 import pytest
 
-from textdistill.core.suggestions import did_you_mean
+from textdistill.core.suggestions import did_you_mean, nearest
 
 VERBS = ["distill", "evaluate", "finetune", "baseline"]
 
 
 @pytest.mark.parametrize(
-    ("name", "known", "nearest"),
+    ("name", "known", "end"),
     [
         ("destil", VERBS, "; did you mean 'distill'?"),
         ("Fine-Tune", VERBS, "; did you mean 'finetune'?"),
@@ -17,5 +17,5 @@ VERBS = ["distill", "evaluate", "finetune", "baseline"]
         ("xyz", [], ""),
     ],
 )
-def test_nearest(name: str, known: list[str], nearest: str) -> None:
-    assert did_you_mean(name, known) == nearest
+def test_nearest(name: str, known: list[str], end: str) -> None:
+    assert did_you_mean(nearest(name, known)) == end
