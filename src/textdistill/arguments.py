@@ -127,7 +127,7 @@ def task_name(path: str) -> str:
 def _data_settings(data: Data | Sequence[Data]) -> dict[str, Value]:
     """Returns the keys of ``data.*`` that a DATA stands for."""
     if not isinstance(data, str | os.PathLike):
-        if tasks := sorted(set(map(os.fspath, data)) & TASKS.keys()):
+        if tasks := sorted({os.fspath(item) for item in data} & TASKS.keys()):
             raise ValueError(f"DATA must be one task or any number of files, got the task {tasks[0]!r} beside others")
         paths = [_existing_path(os.fspath(item)) or _unknown_data(os.fspath(item)) for item in data]
         return {"data.path": paths, "data.task_name": task_name(os.path.dirname(os.path.abspath(paths[0])))}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -229,7 +230,8 @@ def compose(*overrides: str) -> RunConfig:
 @cache
 def known_keys() -> frozenset[str]:
     """Returns every key of the configuration, with dots."""
-    return frozenset(key for key, _ in flatten(OmegaConf.to_container(OmegaConf.structured(RunConfig))))
+    tree = cast("Mapping[str, object]", OmegaConf.to_container(OmegaConf.structured(RunConfig)))
+    return frozenset(key for key, _ in flatten(tree))
 
 
 def load_run_config(run_dir: Path) -> RunConfig:

@@ -107,7 +107,7 @@ def nearest_keys(name: str, keys: Collection[str]) -> list[str]:
 
 def composition_error(error: HydraException | OmegaConfBaseException) -> ValueError:
     """Returns an error of one line for an error of Hydra, with the rule that a value breaks."""
-    reason = str(error).partition("\nConfig search path")[0]
+    reason = str(error).partition("\nConfig search path")[0].removeprefix("In 'config': ")
     if match := re.match(r"Error merging override (.*)", reason):
         reason = match[1]
     # The cause of the error names the rule, and on the lines after it the place in OmegaConf's tree.

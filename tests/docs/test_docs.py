@@ -33,7 +33,7 @@ from tests.support.models import tiny_bert_config
 from tests.support.toy import write_reference_folder
 from tests.support.words import toy_rows
 from textdistill import config
-from textdistill.cli.help import VERB_HELP
+from textdistill.cli.app import verb_names
 from textdistill.cli.main import main
 from textdistill.config import RunConfig, compose
 from textdistill.distilled.dataset import DistilledDataset
@@ -136,7 +136,7 @@ def test_keys_and_verbs_that_are_named_exist(name: str) -> None:
                 file = re.fullmatch(r"\w+\.(csv|parquet|py|json|jsonl|ids|offsets|onnx|db)", match[1])
                 assert match[1] in keys or file, f"{name}: {word}"
         for verb in re.findall(r"\btextdistill ([a-z]\S*)", span):
-            assert verb in VERB_HELP, f"{name}: textdistill {verb}"
+            assert verb in verb_names(), f"{name}: textdistill {verb}"
 
 
 @pytest.mark.parametrize("name", NAMES)

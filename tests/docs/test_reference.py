@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import textdistill
-from textdistill.cli.help import VERB_HELP
+from textdistill.cli.app import verb_names
 from textdistill.cli.main import main
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
@@ -35,9 +35,9 @@ def help_text(*arguments: str, capsys: pytest.CaptureFixture[str]) -> str:
 def test_page_of_commands_is_the_help_of_the_program(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("COLUMNS", "110")
     sections = [("textdistill", help_text(capsys=capsys))]
-    sections += [(f"textdistill {verb}", help_text(verb, capsys=capsys)) for verb in VERB_HELP]
+    sections += [(f"textdistill {verb}", help_text(verb, capsys=capsys)) for verb in verb_names()]
     page = HEAD + "".join(f"\n## {name}\n\n```text\n{text}\n```\n" for name, text in sections)
     file = REFERENCE / "commands.md"
     if WRITE in os.environ:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import sys
 import tempfile
 from contextlib import ExitStack
@@ -12,31 +13,82 @@ from typing import NoReturn
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import CompactHydraException
+from hydra.errors import CompactHydraException, HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from textdistill import config
+from textdistill.cli.app import Settings
 from textdistill.cli.errors import fail, guarded
-from textdistill.cli.overrides import after_run
+from textdistill.cli.next_commands import after_run
 from textdistill.cli.process import quiet_logs, rank
 from textdistill.cli.terminal import print_run
 from textdistill.commands.distill import distill
+from textdistill.overrides import composition_error
 from textdistill.runs.mlflow import Status
 from textdistill.runs.mlflow_store import MlflowConfig
 
+# Hydra's flags, and the values that each takes.
+_SWITCHES = {"--hydra-help", "--resolve", "--run", "-r", "--multirun", "-m"}
+_WITH_VALUE = {"--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd"}
+_INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+_CONFIGS = ("job", "hydra", "all")
 
-def run_app(debug: bool, arguments: list[str]) -> None:
+
+class JobFailed(CompactHydraException):
+    """A job of a sweep failed; the message is one line."""
+
+
+def split_flags(words: list[str]) -> tuple[list[str], list[str]]:
+    """Splits words into Hydra's flags, with their values, and the others.
+
+    Raises:
+        ValueError: a flag has no value, or none that Hydra knows.
+
+    """
+    flags: list[str] = []
+    others: list[str] = []
+    remaining = list(words)
+    while remaining:
+        word = remaining.pop(0)
+        name = word.partition("=")[0]
+        if name in ("--info", "-i"):
+            # Its value may be left out.
+            value = word.partition("=")[2]
+            if word == name:
+                value = remaining.pop(0) if remaining and remaining[0] in _INFO else "all"
+            if value not in _INFO:
+                raise ValueError(f"the value of {name} must be one of {', '.join(_INFO)}, got {value!r}")
+            flags += [name, value]
+        elif name in _WITH_VALUE:
+            value = word.partition("=")[2] if word != name else remaining.pop(0) if remaining else ""
+            if not value or (name in ("--cfg", "-c") and value not in _CONFIGS):
+                rule = f"one of {', '.join(_CONFIGS)}" if name in ("--cfg", "-c") else "given"
+                raise ValueError(f"the value of {name} must be {rule}, got {value!r}")
+            flags += [name, value]
+        else:
+            (flags if word in _SWITCHES else others).append(word)
+    return flags, others
+
+
+def run_app(debug: bool, flags: list[str], settings: Settings) -> None:
     """Runs ``distill`` once, or once for each job of a sweep.
 
     Args:
         debug: whether to print the traceback of an error as well.
-        arguments: the overrides and Hydra's flags.
+        flags: Hydra's flags.
+        settings: the overrides.
+
+    Raises:
+        ValueError: Hydra cannot compose the configuration.
 
     """
+    short = bool(settings.options)
+    arguments = [*settings.all, *flags]
 
     def job(tree: DictConfig) -> float:
-        return _job(debug, tree)
+        return _job(debug, short, tree)
 
     for argument in arguments:
         if argument.lstrip("+").startswith("mlflow.tracking_uri="):
@@ -49,14 +101,22 @@ def run_app(debug: bool, arguments: list[str]) -> None:
             folders = [f"hydra.run.dir={unused}", f"hydra.sweep.dir={unused}"]
             arguments = [*arguments, *folders, "hydra.job_logging.root.level=WARNING", "tracking=none"]
         sys.argv = ["textdistill distill", *arguments]
+        # Hydra then raises its errors, and does not print them on several lines.
+        os.environ["HYDRA_FULL_ERROR"] = "1"
         try:
             hydra.main(config_path="pkg://textdistill.conf", config_name="config", version_base="1.3")(job)()
+        except JobFailed as error:
+            config.Sweep.end(Status.FAILED)
+            fail(str(error), 1)
+        except (HydraException, OmegaConfBaseException) as error:
+            config.Sweep.end(Status.FAILED)
+            raise composition_error(error) from error
         except BaseException:
             config.Sweep.end(Status.FAILED)
             raise
 
 
-def _job(debug: bool, tree: DictConfig) -> float:
+def _job(debug: bool, short: bool, tree: DictConfig) -> float:
     """Runs one job and returns its validation cost (``SelectBy.cost``), or NaN for a job that does not train."""
     # A job of a sweep may have a process of its own.
     quiet_logs()
@@ -73,15 +133,15 @@ def _job(debug: bool, tree: DictConfig) -> float:
     }
 
     def job_failed(message: str, status: int) -> NoReturn:
-        # The other jobs go on. At the end Hydra prints the first error of this class without a traceback.
+        # The other jobs go on. At the end Hydra raises the first error.
         failed = f"job {runtime.job.num} failed: {' '.join(message.split())}"
         logging.getLogger(__name__).error(failed)
-        raise CompactHydraException(f"textdistill: error: {failed}")
+        raise JobFailed(failed)
 
     # Errors are handled inside the job, because Hydra prints a traceback for an exception that leaves it.
     result = guarded(distill, run_config, hydra_files, debug=debug, failed=job_failed if sweep else fail)
     run_dir = Path(run_config.base.save_dir)
-    print_run(result, run_dir, {} if sweep else after_run(run_dir))
+    print_run(result, run_dir, {} if sweep else after_run(run_dir, short))
     # A sweeper must choose by validation, never by the test split.
     assert result.training is not None
     validation = result.training.validation

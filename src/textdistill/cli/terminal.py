@@ -5,7 +5,6 @@ A name may come from a stranger's set, so control characters are replaced before
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -16,6 +15,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from textdistill.cli.process import rank
+from textdistill.overrides import shell_line
 from textdistill.runs.folder import RunFolder
 from textdistill.runs.results import RunResult, Score
 
@@ -152,7 +152,7 @@ def print_predictions(rows: Sequence[Mapping[str, object]], text_columns: Sequen
 
 
 def print_next(steps: Mapping[str, Sequence[str]]) -> None:
-    """Prints commands to run next, each on one line that can be pasted into a shell.
+    """Prints commands to run next, each on a line of its own that can be pasted into sh, bash or zsh.
 
     Args:
         steps: the words of each command, by its purpose.
@@ -160,7 +160,8 @@ def print_next(steps: Mapping[str, Sequence[str]]) -> None:
     """
     print("next:")
     for purpose, command in steps.items():
-        print(f"  {shlex.join(command)}  # {purpose}")
+        # zsh passes a comment at the end of a line to the command as arguments.
+        print(f"  {purpose}:\n    {shell_line(command)}")
 
 
 def _rate(lr: float, scales: Mapping[str, float] | None) -> str:
