@@ -276,7 +276,7 @@ def test_a_real_terminal(settings: Callable[..., list[str]], tmp_path: Path) -> 
 def named(out: str) -> list[list[str]]:
     """The commands that an output ends with."""
     *_, after = out.rpartition("next:\n")
-    return [shlex.split(line, comments=True) for line in after.splitlines() if line.startswith("  ")]
+    return [shlex.split(line) for line in after.splitlines() if line.startswith("    ")]
 
 
 def test_commands_that_a_run_names(

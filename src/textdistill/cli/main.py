@@ -24,6 +24,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if argv is None else argv)
     application.debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"] or ["--help"]
+    if arguments[0] == "--version":
+        print(f"textdistill {__version__}")
+        return
     _check_verb(arguments[0])
     try:
         application.app(arguments, prog_name="textdistill", standalone_mode=False)
@@ -40,9 +43,6 @@ def textdistill(
 
 
 def _check_verb(verb: str) -> None:
-    if verb == "--version":
-        print(f"textdistill {__version__}")
-        sys.exit(0)
     verbs = application.verb_names()
     if verb.startswith("-") or verb in verbs:
         return

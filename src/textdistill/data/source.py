@@ -15,7 +15,7 @@ from functools import cached_property
 import numpy as np
 import pyarrow as pa
 
-from textdistill.core.suggestions import did_you_mean
+from textdistill.core.suggestions import did_you_mean, nearest
 from textdistill.data.cells import NUMBERS, STRINGS, TRUTH_VALUES, LabelColumn, RowCount, TextColumn, is_string
 
 logger = logging.getLogger(__name__)
@@ -233,7 +233,8 @@ class SourceSplit:
         if column not in self.raw.column_names:
             raise ValueError(
                 f"data.{key}: there is no column {column!r} in the {self.name} split; "
-                f"its columns are {', '.join(self.raw.column_names)}{did_you_mean(column, self.raw.column_names)}"
+                f"its columns are {', '.join(self.raw.column_names)}"
+                f"{did_you_mean(nearest(column, self.raw.column_names))}"
             )
 
 
