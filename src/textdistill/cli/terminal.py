@@ -191,7 +191,7 @@ def _sample(summary: SetSummary, index: int) -> dict[str, list[str]]:
 
 def _width(names: Iterable[str]) -> int:
     """Returns the width of a column of metrics."""
-    return max(10, *map(len, names))
+    return max([10, *map(len, names)])
 
 
 def _spread(score: Score | Spread) -> str:
