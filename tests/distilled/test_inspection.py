@@ -42,7 +42,12 @@ def real(tiny_learner: Learner, toy_split: TokenizedSplit) -> DistilledDataset:
 
 
 def plain(learner: Learner, split: TokenizedSplit, **config: Any) -> DistilledDataset:
-    config = {"seq_length": 4, "init": Init.real} | config
+    config = {
+        "seq_length": 4,
+        "init": Init.real,
+        "label_type": LabelType.hard,
+        "attention_label_type": AttentionLabelType.none,
+    } | config
     metadata = SetMetadata("toy", CLASS_NAMES, model_metadata(learner))
     return initial_set(DistilledDataConfig(**config), LearnerTrainConfig(), metadata, learner, split, seed=0)
 

@@ -24,7 +24,8 @@ from textdistill.method.learner import Learner
 NONE, CLS, ALL = AttentionLabelType
 
 
-SMALL = {"seq_length": 7, "lr_init": 0.3}
+# Without learned labels and attention labels, which a test adds where it needs them.
+SMALL = {"seq_length": 7, "lr_init": 0.3, "label_type": LabelType.hard, "attention_label_type": NONE}
 
 
 def create(
