@@ -96,14 +96,9 @@ def baseline(kind: str, config: RunConfig, training: Training = Training.inner_l
     if kind is Baseline.full:
         count = 1
         trained = full_data_learners(
-            context.learner,
-            context.splits,
-            data.train_batch_size or BATCH_ROWS,
-            data.valid_batch_size,
-            seed,
-            processes,
-            precision,
-        )
+            context.learner, context.splits, data.train_batch_size or BATCH_ROWS, data.valid_batch_size, seed,
+            processes, precision,
+        )  # fmt: skip
     else:
         shape, inner = config.distilled_data, config.learner_train
         rows = choose_coresets(Coreset(kind), context.learner, train, shape.data_per_label, data.valid_batch_size, seed)
