@@ -30,38 +30,19 @@ from textdistill.training.trainer import Callback, StopTraining, Trainer, Valida
 logger = logging.getLogger(__name__)
 
 
-def distill(config: RunConfig, hydra_files: Mapping[str, str] | None = None) -> RunResult:
-    """Distils ``config.data`` and scores the result on the test split.
-
-    The run folder ``config.base.save_dir`` receives ``config.yaml``, ``metrics.jsonl``, ``run.log``,
-    ``checkpoints/``, ``distilled/`` (the best set) and ``results.json``. With ``train.resume`` an interrupted run
-    in that folder goes on. Its result is that of an uninterrupted run.
-
-    Examples:
-        >>> from textdistill import compose
-        >>> data = ["data.task_name=mine", "data.path=reviews.csv"]
-        >>> data += ["data.text_columns=[text]", "data.label_column=label"]
-        >>> result = distill(compose(*data, "train.max_steps=200", "base.save_dir=save/reviews"))
-        >>> list(result.metrics)
-        ['accuracy', 'macro_f1', 'balanced_accuracy', 'mcc', 'loss']
-
-    Under ``torchrun`` every process calls this function, and process 0 writes.
+def distill(config: RunConfig, hydra_files: Mapping[str, str] | None = None, data: object = None) -> RunResult:
+    """Distils ``config.data`` and scores the result; ``api.distill`` documents it.
 
     Args:
-        config: the configuration, from ``compose``.
+        config: the configuration.
         hydra_files: the files of Hydra's composition by name; they are kept in ``.hydra/``.
+        data: data in memory, as ``read_memory`` takes them; None to read what ``config.data`` names.
 
     Returns:
         The result; ``results.json`` holds the same.
 
-    Raises:
-        ValueError: the configuration or the data cannot work. Nothing has been written then.
-        FileNotFoundError: a file of the data or of the model is missing.
-        FloatingPointError: training diverged.
-        Interrupted: SIGINT or SIGTERM came while training; ``train.resume`` goes on from the checkpoint.
-
     """
-    with _training(config, hydra_files or {}) as (context, distilled, tracker, training):
+    with _training(config, data, hydra_files or {}) as (context, distilled, tracker, training):
         started = time.monotonic()
         scores = context.score(distilled)
         seconds = training.training_seconds + time.monotonic() - started
@@ -74,7 +55,7 @@ def distill(config: RunConfig, hydra_files: Mapping[str, str] | None = None) -> 
     return result
 
 
-def train(config: RunConfig, callback: Callback) -> TrainingSummary:
+def train(config: RunConfig, callback: Callback, data: object = None) -> TrainingSummary:
     """Distils without scoring: the part of ``distill`` that never reads the test split.
 
     ``distill`` with ``train.resume`` goes on from the end of this training and adds the score.
@@ -82,6 +63,7 @@ def train(config: RunConfig, callback: Callback) -> TrainingSummary:
     Args:
         config: the configuration.
         callback: receives the outer step and the metrics of every validation; may raise ``StopTraining``.
+        data: as in ``distill``.
 
     Returns:
         The steps, the best step with its validation metrics, and the times.
@@ -91,25 +73,20 @@ def train(config: RunConfig, callback: Callback) -> TrainingSummary:
         ValueError, FileNotFoundError, FloatingPointError, Interrupted: as ``distill``.
 
     """
-    with _training(config, {}, callback) as (*_, training):
+    with _training(config, data, {}, callback) as (*_, training):
         return training
 
 
-def resume(run_dir: str | Path) -> RunResult:
-    """Goes on with the run of a folder, with the configuration in its ``config.yaml``; see ``distill``.
-
-    Raises:
-        FileNotFoundError: the folder holds no run.
-
-    """
+def resume(run_dir: str | Path, data: object = None) -> RunResult:
+    """Goes on with the run of a folder; ``api.resume`` documents it."""
     config = load_run_config(Path(run_dir))
     config.train.resume = True
-    return distill(config)
+    return distill(config, data=data)
 
 
 @contextmanager
 def _training(
-    config: RunConfig, hydra_files: Mapping[str, str], callback: Callback | None = None
+    config: RunConfig, data: object, hydra_files: Mapping[str, str], callback: Callback | None = None
 ) -> Iterator[tuple[RunContext, DistilledDataset, RunTracker | None, TrainingSummary]]:
     """Locks the run folder and trains the set; the block that follows can score it and add to the record.
 
@@ -121,7 +98,7 @@ def _training(
     if config.train.batches_per_step is None:
         # The number is written to config.yaml, so that the run can go on with another number of processes.
         config = replace(config, train=replace(config.train, batches_per_step=processes.count))
-    context = RunContext(config, processes)
+    context = RunContext(config, processes, data)
     config, train = context.config, context.splits["train"]
     distilled = _initial_set(config, context)
     # What depends on the classes is written to config.yaml, so that the run states it and can go on with it.

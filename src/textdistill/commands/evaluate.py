@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
+from os import PathLike
+from typing import Any
 
 from textdistill.commands.context import RunContext, set_shape
 from textdistill.config import RunConfig
@@ -24,69 +25,65 @@ from textdistill.evaluation.baselines import (
 )
 from textdistill.evaluation.coresets import Coreset, choose_coresets
 from textdistill.evaluation.scoring import score
+from textdistill.overrides import quoted
 from textdistill.runs.results import BaselineSettings, RunResult, SetSource
 
 # The cards of sets that were made before these metrics existed do not state them.
 NOT_ALWAYS_STATED = ("macro_f1", "balanced_accuracy", "mcc")
 
 
-def evaluate(distilled_dir: str | Path, config: RunConfig) -> RunResult:
-    """Scores a saved set on the test split of ``config.data`` and writes ``results.json`` to the run folder.
+def set_overrides(distilled: DistilledDataset) -> list[str]:
+    """Returns the overrides that restore the task, model, seed and number of learners of a set."""
+    card = distilled.metadata
 
-    Attention labels are left out if the encoder's layers or heads differ from the layers or heads of the set.
+    def stated(*keys: str) -> Any:
+        value: Any = card.provenance
+        for key in keys:
+            value = value.get(key) if isinstance(value, dict) else None
+        return value
 
-    Examples:
-        >>> from textdistill import compose
-        >>> data = ["data.task_name=mine", "data.path=reviews.csv"]
-        >>> data += ["data.text_columns=[text]", "data.label_column=label"]
-        >>> evaluate("DISTILLED_DIR", compose(*data, "evaluate.n_eval_model=2")).metrics["accuracy"].n
-        2
+    made_for = {"model.model_name": card.model.name}
+    # A set in the reference implementation's format does not state its task.
+    if card.task != "unknown":
+        made_for["data.task_name"] = card.task
+    made_for |= {f"data.{key}": value for key, value in card.data.items() if key != "fingerprint"}
+    # The seed decides the rows of a split that is cut from another split, and the learners of the stated score.
+    made_for |= {"data.path": stated("config", "data", "path"), "base.seed": stated("seed")}
+    made_for["evaluate.n_eval_model"] = stated("scores", "accuracy", "n")
+    return [f"{key}={quoted(value)}" for key, value in made_for.items() if value is not None]
 
-    Raises:
-        ValueError: the set does not fit the data or the model.
+
+def evaluate(source: str | PathLike[str] | DistilledDataset, config: RunConfig, data: object = None) -> RunResult:
+    """Scores a set and writes ``results.json`` to the run folder; ``api.evaluate`` documents it.
+
+    Args:
+        source: the set, or its folder or hub id.
+        config: the configuration of the data, the model and the score.
+        data: data in memory, as ``read_memory`` takes them; None to read what ``config.data`` names.
 
     """
-    distilled = DistilledDataset.from_pretrained(distilled_dir)
-    context = RunContext(config, Processes())
+    distilled = source if isinstance(source, DistilledDataset) else DistilledDataset.from_pretrained(str(source))
+    name = "in memory" if isinstance(source, DistilledDataset) else str(source)
+    context = RunContext(config, Processes(), data)
     distilled = adapt_to(distilled, context.learner)
     context.check(distilled)
     distilled.to(context.learner.device)
     started = time.monotonic()
     scores = context.score(distilled)
     seconds = time.monotonic() - started
-    source = SetSource(str(distilled_dir), distilled.revision)
-    result = context.result(scores, seconds, shape=set_shape(distilled), source=source)
+    shape, origin = set_shape(distilled), SetSource(name, distilled.revision)
+    result = context.result(scores, seconds, shape=shape, source=origin)
     context.write(result)
     return result
 
 
-def baseline(kind: str, config: RunConfig, training: Training = Training.inner_loop) -> RunResult:
-    """Scores a baseline on the test split and writes ``results.json`` to the run folder.
-
-    Examples:
-        >>> from textdistill import compose
-        >>> data = ["data.task_name=mine", "data.path=reviews.csv"]
-        >>> data += ["data.text_columns=[text]", "data.label_column=label"]
-        >>> result = baseline("random", compose(*data, "distilled_data.data_per_label=2"))
-        >>> result.baseline.data_per_label
-        2
-
-    Args:
-        kind: ``full``, ``random``, ``k-centers`` or ``herding``. A coreset has as many samples as the distilled set
-            of ``config`` would have.
-        config: the configuration of the data, the model and the shape of the coreset.
-        training: the training of learners on a coreset, ``inner_loop`` or ``ordinary``.
-
-    Raises:
-        ValueError: ``kind`` is unknown, or the configuration or the data are invalid.
-        FloatingPointError: a learner diverged.
-
-    """
+def baseline(kind: str, config: RunConfig, training: Training = Training.inner_loop, data: object = None) -> RunResult:
+    """Scores a baseline and writes ``results.json`` to the run folder; ``api.baseline`` documents it."""
     if kind not in list(Baseline):
         raise ValueError(f"unknown baseline {kind!r}; known baselines: {', '.join(Baseline)}")
     kind = Baseline(kind)
     processes = Processes()
-    context = RunContext(config, processes)
+    context = RunContext(config, processes, data)
     config = context.config
     data, seed, train = config.data, config.base.seed, context.splits["train"]
     precision = Precision.of(bf16=config.train.bf16)
@@ -167,24 +164,15 @@ class Verification:
         return all(metric.within for metric in self.metrics.values())
 
 
-def verify(distilled_dir: str | Path, config: RunConfig) -> Verification:
-    """Checks the files of a saved set, measures its stated score again, and looks for anomalies.
-
-    Args:
-        distilled_dir: the folder or hub id of the set.
-        config: the configuration of the data and the model for the measurement.
-
-    Raises:
-        ValueError: a file was damaged or changed, the set does not fit, or the card states no score.
-
-    """
-    distilled = DistilledDataset.from_pretrained(distilled_dir)
+def verify(distilled_dir: str | PathLike[str], config: RunConfig, data: object = None) -> Verification:
+    """Measures the stated score of a set again and looks for anomalies; ``api.verify`` documents it."""
+    distilled = DistilledDataset.from_pretrained(str(distilled_dir))
     stated = distilled.metadata.provenance.get("scores")
     if not isinstance(stated, dict):
         raise ValueError(
             f"{distilled_dir}: the card must state a score to be verified, but states none; use a finished run's set"
         )
-    context = RunContext(config, Processes())
+    context = RunContext(config, Processes(), data)
     context.check(distilled)
     distilled.to(context.learner.device)
     metrics = {}

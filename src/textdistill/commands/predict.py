@@ -7,6 +7,7 @@ import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from os import PathLike
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,6 +22,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from textdistill.commands.finished import FinishedRun
 from textdistill.core.processes import Processes
 from textdistill.data.batches import sorted_batches
 from textdistill.data.tokenized import TokenizedSplit
@@ -151,7 +153,7 @@ class Classifier:
 
 
 def predict(
-    source: str | Path | DistilledDataset,
+    source: str | PathLike[str] | DistilledDataset | FinishedRun,
     texts: str | Iterable[str | Sequence[str]],
     *,
     model: str | None = None,
@@ -173,7 +175,7 @@ def predict(
         ['p_negative', 'p_positive', 'prediction', 'probability']
 
     Args:
-        source: a distilled set, its folder or hub id, or the folder of a fine-tuned model.
+        source: a distilled set, its folder or hub id, the result of ``distill``, or the folder of a fine-tuned model.
         texts: the texts; pairs of texts for a set of pairs. One string is one text.
         model: the encoder to fine-tune on a set; None for the one that the set was made for.
         seed: decides the head of the learner that is fine-tuned on a set.
@@ -193,18 +195,22 @@ def predict(
     return predictions
 
 
-def load_classifier(source: str | Path | DistilledDataset, model: str | None = None, seed: int = 42) -> Classifier:
+def load_classifier(
+    source: str | PathLike[str] | DistilledDataset | FinishedRun, model: str | None = None, seed: int = 42
+) -> Classifier:
     """Loads a fine-tuned model, or fine-tunes a learner on a distilled set; see ``predict``."""
+    if isinstance(source, FinishedRun):
+        source = source.distilled
     if not isinstance(source, DistilledDataset):
         if _is_model_folder(Path(source)):
             if model is not None:
                 raise ValueError(f"--model must be left out for {source}, which is a fine-tuned model, got {model}")
             return _load_model(str(source))
-        if (set_folder := RunFolder(source).distilled).is_dir():
+        if (set_folder := RunFolder(Path(source)).distilled).is_dir():
             raise ValueError(
                 f"{source} must be a distilled set or a fine-tuned model, got a run folder; give {set_folder}"
             )
-        name, source = str(source), DistilledDataset.from_pretrained(source)
+        name, source = str(source), DistilledDataset.from_pretrained(str(source))
     else:
         name = f"the distilled set of task {source.metadata.task}"
     return _fine_tune(name, source, model, seed)

@@ -95,7 +95,7 @@ class StudyResult:
     select_by: SelectBy
 
 
-def tune(overrides: Sequence[str], trials: int = 20, study: str | None = None) -> StudyResult:
+def tune(overrides: Sequence[str], trials: int = 20, study: str | None = None, data: object = None) -> StudyResult:
     """Searches the settings with the best validation, and scores the best run on the test split.
 
     ``train.select_by`` names the validation metric: the loss is minimised, and any other metric is maximised.
@@ -112,6 +112,7 @@ def tune(overrides: Sequence[str], trials: int = 20, study: str | None = None) -
         trials: the number of trials of the study, at least 1. Pruned and diverged trials count.
         study: the name of the study and of its folder in ``base.save_dir_root``; None for
             ``base.experiment_name``.
+        data: data in memory, as ``read_memory`` takes them; None to read what ``data.*`` names.
 
     Raises:
         ValueError: no key has several values, a setting cannot be searched, the study began with other settings, or
@@ -135,11 +136,11 @@ def tune(overrides: Sequence[str], trials: int = 20, study: str | None = None) -
     # One process holds a study, so a trial in the state RUNNING was left by a process that died.
     with RunFolder(root / name).lock(), _sweep_run(base, name, overrides):
         optuna_study = _open(root, name, base, space)
-        results = _run_trials(optuna_study, base, space, trials, configure)
+        results = _run_trials(optuna_study, base, space, trials, configure, data)
         best = _best(results, base.train.select_by, name)
         logger.info("trial %d is the best; scoring it", best.number)
         config = configure(best.number, best.overrides)
-        result = distill(config)
+        result = distill(config, data=data)
     run_dir, select_by = config.run_folder.path, config.train.select_by
     return StudyResult(name, results, best, [*fixed, *best.overrides], result, run_dir, select_by)
 
@@ -165,6 +166,7 @@ def _run_trials(
     space: Mapping[str, BaseDistribution],
     trials: int,
     configure: Callable[[int, Sequence[str]], RunConfig],
+    data: object,
 ) -> list[TrialResult]:
     """Runs trials until the study has ``trials`` of them."""
     while (trial := _next(study, trials, base.base.seed)) is not None:
@@ -172,7 +174,7 @@ def _run_trials(
         keys = _defaults(base, space) if trial.number == 0 else space
         own = _overrides({key: _suggest(trial, key, space[key]) for key in keys})
         logger.info("trial %d of %d: %s", trial.number, trials, " ".join(own) or "the defaults")
-        _run(study, trial, configure(trial.number, own))
+        _run(study, trial, configure(trial.number, own), data)
     return [TrialResult.of(trial) for trial in study.trials if trial.state is not TrialState.WAITING]
 
 
@@ -322,7 +324,7 @@ def _suggest(trial: Trial, key: str, asked: BaseDistribution) -> Any:
     return trial.suggest_float(key, asked.low, asked.high, step=asked.step, log=asked.log)
 
 
-def _run(study: optuna.Study, trial: Trial, config: RunConfig) -> None:
+def _run(study: optuna.Study, trial: Trial, config: RunConfig, data: object) -> None:
     """Runs a trial. A trial that is interrupted or fails for an external reason continues in the next call."""
     try:
         config.check()
@@ -331,7 +333,7 @@ def _run(study: optuna.Study, trial: Trial, config: RunConfig) -> None:
         study.tell(trial, state=TrialState.FAIL)
         return
     try:
-        validation = train(config, _report_to(trial, config.train.select_by)).validation
+        validation = train(config, _report_to(trial, config.train.select_by), data).validation
         assert validation is not None
     except StopTraining as error:
         logger.info("trial %d: %s", trial.number, error)

@@ -201,7 +201,7 @@ class RunResult:
         Values that are None are left out, except the revision of an evaluated set.
         """
         parts: list[Any] = [self.shape, self.training, self.baseline, self.source]
-        flat = {field.name: getattr(self, field.name) for field in fields(self)}
+        flat = {field.name: getattr(self, field.name) for field in fields(RunResult)}
         for name in ("shape", "training", "baseline", "source"):
             del flat[name]
         for part in filter(None, parts):
