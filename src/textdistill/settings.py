@@ -10,11 +10,16 @@ from os import PathLike
 from typing import Literal, TypedDict
 
 from textdistill.data.splits import Protocol
-from textdistill.distilled.spec import AttentionLabelWeight, Init, LabelType
+from textdistill.distilled.spec import AttentionLabelWeight
+from textdistill.distilled.spec import Init
+from textdistill.distilled.spec import LabelType
 from textdistill.method.attention import AttentionLabelType
-from textdistill.method.hypergradient import Estimator, Trajectory
+from textdistill.method.hypergradient import Estimator
+from textdistill.method.hypergradient import Trajectory
 from textdistill.runs.tracker import Tracking
-from textdistill.training.config import InnerPrecision, OptimizerType, SelectBy
+from textdistill.training.config import InnerPrecision
+from textdistill.training.config import OptimizerType
+from textdistill.training.config import SelectBy
 
 
 class Settings(TypedDict, total=False):
@@ -42,7 +47,7 @@ class Settings(TypedDict, total=False):
     protocol: Protocol | Literal["clean", "paper"]
     datasets_path: str | PathLike[str] | None
     preprocessed_datasets_path: str | PathLike[str] | None
-    train_batch_size: int
+    train_batch_size: int | None
     valid_batch_size: int
     test_batch_size: int
     num_proc: int
@@ -56,7 +61,7 @@ class Settings(TypedDict, total=False):
     attention_label_type: AttentionLabelType | Literal["none", "cls", "all"]
     attention_label_weight: AttentionLabelWeight | Literal["equal", "learned"]
     attention_loss_lambda: float
-    seq_length: int
+    seq_length: int | None
     label_type: LabelType | Literal["hard", "soft", "unrestricted"]
     lr_for_step: bool
     lr_for_parameter: bool

@@ -1,52 +1,25 @@
-"""The commands that are useful after a verb, as words, and the settings that a set was made with."""
+"""The commands that are useful after a verb, as words."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import yaml
 
 from textdistill.arguments import to_options
 from textdistill.distilled.dataset import DistilledDataset
-from textdistill.overrides import key_of, quoted
+from textdistill.overrides import key_of
 from textdistill.runs.folder import RunFolder
 
 if TYPE_CHECKING:
-    from textdistill.cli.app import Settings
     from textdistill.commands.sets import SetSummary
     from textdistill.config import BaseConfig
     from textdistill.runs.results import RunResult
 
 # These keys belong to one run and must not be repeated for another run.
 _RUN_KEYS = re.compile(r"base\.(save_dir|save_method_dir|run_name|method|sweep)|train\.(save_ckpt_dir|resume)")
-
-
-def made_for(distilled_dir: str, settings: Settings) -> list[str]:
-    """Returns the overrides that restore the data, model and seed of a set, where ``settings`` leave them open.
-
-    Raises:
-        ValueError: the folder holds no valid set.
-
-    """
-    card = DistilledDataset.from_pretrained(distilled_dir).metadata
-    restored: dict[str, Any] = {"model.model_name": card.model.name}
-    if card.task != "unknown":
-        restored["data.task_name"] = card.task
-    restored |= {f"data.{key}": value for key, value in card.data.items() if key != "fingerprint"}
-    # The seed decides the rows of a split that is cut from another split, and the learners of the stated score.
-    config, scores = (card.provenance.get(name) for name in ("config", "scores"))
-    if isinstance(config, dict) and isinstance(config.get("data"), dict):
-        restored["data.path"] = config["data"].get("path")
-    restored["base.seed"] = card.provenance.get("seed")
-    if isinstance(scores, dict) and isinstance(scores.get("accuracy"), dict):
-        restored["evaluate.n_eval_model"] = scores["accuracy"].get("n")
-    given = {key_of(override) for override in settings.all}
-    if settings.data and "data.path" not in given:
-        # A task on the hub stands in place of the file that the set was made from.
-        restored.pop("data.path", None)
-    return [f"{key}={quoted(value)}" for key, value in restored.items() if value is not None and key not in given]
 
 
 def after_run(run_dir: Path, short: bool = True) -> dict[str, list[str]]:

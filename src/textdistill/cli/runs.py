@@ -90,12 +90,12 @@ def evaluate(
       evaluate.n_eval_model=N    learners in the score
     """
     from textdistill.cli import terminal
-    from textdistill.cli.next_commands import after_evaluation, made_for
+    from textdistill.cli.next_commands import after_evaluation
     from textdistill.commands.evaluate import evaluate
     from textdistill.config import compose
 
     settings = Settings.of(words, text, label, model, steps, output)
-    config = compose(*made_for(distilled_dir, settings), "base.method=evaluate", *settings.all)
+    config = compose(*_made_for(distilled_dir, settings), "base.method=evaluate", *settings.all)
     result = evaluate(distilled_dir, config)
     terminal.print_run(result, Path(config.base.save_dir), after_evaluation(distilled_dir, result))
 
@@ -117,12 +117,11 @@ def verify(
       evaluate.n_eval_model=N    learners in the score
     """
     from textdistill.cli import terminal
-    from textdistill.cli.next_commands import made_for
     from textdistill.commands.evaluate import verify
     from textdistill.config import compose
 
     settings = Settings.of(words, text, label, model)
-    verification = verify(distilled_dir, compose(*made_for(distilled_dir, settings), *settings.all))
+    verification = verify(distilled_dir, compose(*_made_for(distilled_dir, settings), *settings.all))
     terminal.print_verified(verification)
     if not verification.verified:
         fail(f"{distilled_dir}: the measured score is outside the stated spread")
@@ -230,3 +229,21 @@ def tune(
     terminal.print_trials(result)
     steps_after = after_run(result.run_dir) | after_study(result.overrides)
     terminal.print_run(result.result, result.run_dir, steps_after)
+
+
+def _made_for(distilled_dir: str, settings: Settings) -> list[str]:
+    """Returns the overrides that restore the conditions of a set, where ``settings`` leave them open.
+
+    Raises:
+        ValueError: the folder holds no valid set.
+
+    """
+    from textdistill.commands.evaluate import set_overrides
+    from textdistill.distilled.dataset import DistilledDataset
+    from textdistill.overrides import key_of
+
+    given = {key_of(override) for override in settings.all}
+    # A task on the hub stands in place of the file that the set was made from.
+    replaced = {"data.path"} if settings.data else set()
+    restored = set_overrides(DistilledDataset.from_pretrained(distilled_dir))
+    return [override for override in restored if key_of(override) not in given | replaced]

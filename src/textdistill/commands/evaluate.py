@@ -33,7 +33,7 @@ NOT_ALWAYS_STATED = ("macro_f1", "balanced_accuracy", "mcc")
 
 
 def set_overrides(distilled: DistilledDataset) -> list[str]:
-    """Returns the overrides that restore the task, model, seed and number of learners of a set."""
+    """Returns the overrides that restore the data, the model and the conditions of the stated score of a set."""
     card = distilled.metadata
 
     def stated(*keys: str) -> Any:
@@ -50,6 +50,7 @@ def set_overrides(distilled: DistilledDataset) -> list[str]:
     # The seed decides the rows of a split that is cut from another split, and the learners of the stated score.
     made_for |= {"data.path": stated("config", "data", "path"), "base.seed": stated("seed")}
     made_for["evaluate.n_eval_model"] = stated("scores", "accuracy", "n")
+    made_for["evaluate.bf16"] = stated("config", "evaluate", "bf16")
     return [f"{key}={quoted(value)}" for key, value in made_for.items() if value is not None]
 
 
