@@ -2,7 +2,7 @@
 
 After a change of a key, write the module anew:
 
-    TEXTDISTILL_WRITE_SETTINGS=1 python -m pytest tests/test_settings.py
+    TEXTDISTILL_WRITE_SETTINGS=1 python -m pytest tests/test_settings.py; ruff check --fix src; ruff format src
 """
 
 from __future__ import annotations

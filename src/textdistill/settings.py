@@ -10,16 +10,11 @@ from os import PathLike
 from typing import Literal, TypedDict
 
 from textdistill.data.splits import Protocol
-from textdistill.distilled.spec import AttentionLabelWeight
-from textdistill.distilled.spec import Init
-from textdistill.distilled.spec import LabelType
+from textdistill.distilled.spec import AttentionLabelWeight, Init, LabelType
 from textdistill.method.attention import AttentionLabelType
-from textdistill.method.hypergradient import Estimator
-from textdistill.method.hypergradient import Trajectory
+from textdistill.method.hypergradient import Estimator, Trajectory
 from textdistill.runs.tracker import Tracking
-from textdistill.training.config import InnerPrecision
-from textdistill.training.config import OptimizerType
-from textdistill.training.config import SelectBy
+from textdistill.training.config import InnerPrecision, OptimizerType, SelectBy
 
 
 class Settings(TypedDict, total=False):
