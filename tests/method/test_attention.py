@@ -68,6 +68,57 @@ def test_kernel_is_the_reference(kind: str, exact: bool, label_type: AttentionLa
             torch.testing.assert_close(log_rows.exp().double(), expected, rtol=0, atol=tolerance)
 
 
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("label_type", list(AttentionLabelType))
+def test_causal_attention_without_a_mask_is_that_with_one(exact: bool, label_type: AttentionLabelType) -> None:
+    """The layer says that it is causal, or the call does, and the call has the last word."""
+    causal = torch.ones(L, L, dtype=torch.bool).tril().expand(B, 1, L, L)
+    expected_output, expected_rows = reference.attention(*heads(), causal, WIDTH**-0.5)
+    bidirectional = reference.attention(*heads(), None, WIDTH**-0.5)[0]
+    for module, is_causal in ((nn.Module(), None), (Bidirectional(), True), (nn.Module(), True)):
+        with recording(label_type, exact, reads_last=True) as record:
+            output, _ = attention_kernel(module, *heads(), None, is_causal=is_causal)
+        torch.testing.assert_close(output, expected_output, rtol=0, atol=1e-12)
+        (mask,) = record.masks
+        assert torch.equal(mask[0, 0], causal[0, 0])
+        rows = {"none": slice(0), "cls": slice(L - 1, L), "all": slice(L)}[label_type.value]
+        for log_rows in record.log_rows:
+            torch.testing.assert_close(log_rows.exp(), expected_rows[:, :, rows], rtol=0, atol=1e-12)
+    for module, is_causal in ((Bidirectional(), None), (nn.Module(), False)):
+        with recording(label_type, exact):
+            output, _ = attention_kernel(module, *heads(), None, is_causal=is_causal)
+        torch.testing.assert_close(output, bidirectional, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["none", "padding", "window"])
+@pytest.mark.parametrize("exact", [False, True])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_key_serves_a_group_of_query_heads(kind: str, exact: bool, groups: int) -> None:
+    query, key, value = (torch.cat([tensor, tensor.flip(1)], dim=1)[:, :4] for tensor in heads())
+    key, value = key[:, :groups], value[:, :groups]
+    repeated = Heads(query, *(torch.stack([t[:, h * groups // 4] for h in range(4)], dim=1) for t in (key, value)))
+    expected_output, expected_rows = reference.attention(*repeated, mask(kind), WIDTH**-0.5)
+    output, record = run(Heads(query, key, value), mask(kind), AttentionLabelType.cls, exact)
+    torch.testing.assert_close(output, expected_output, rtol=0, atol=1e-12)
+    torch.testing.assert_close(record.log_rows[0].exp(), expected_rows[:, :, :1], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("attention_mask", "arguments"),
+    [
+        (None, {"softcap": 50.0}),
+        (None, {"s_aux": torch.zeros(H)}),
+        (None, {"position_bias": torch.zeros(1, H, L, L)}),
+        (torch.zeros(B, 1, L, L, dtype=torch.float64), {}),
+    ],
+)
+def test_what_the_kernel_does_not_know_is_recorded(attention_mask: Tensor | None, arguments: dict[str, object]) -> None:
+    for expected, hidden, given in ((False, mask("padding"), {"softcap": None}), (True, attention_mask, arguments)):
+        with recording(AttentionLabelType.none, exact=False) as record:
+            attention_kernel(Bidirectional(), *heads(), hidden, **given)
+        assert record.foreign is expected
+
+
 def test_scaling_is_used() -> None:
     expected, expected_rows = reference.attention(*heads(), None, 0.2)
     for exact in (False, True):

@@ -26,7 +26,7 @@ from transformers import (
     XLMRobertaConfig,
 )
 
-from tests.support.models import tiny_bert_config
+from tests.support.models import tiny_bert_config, tiny_config
 from tests.support.words import CLASS_NAMES, VOCABULARY
 from textdistill.distilled.initial import MASKED_LOGIT
 from textdistill.method.attention import AttentionLabelType
@@ -250,8 +250,18 @@ CONFIGS: dict[str, PreTrainedConfig] = {
         **COMMON, relative_attention=True, pos_att_type=["p2c", "c2p"], position_buckets=8, norm_rel_ebd="layer_norm"
     ),
     "xlm-roberta": XLMRobertaConfig(**COMMON),
+    # Grouped keys.
+    "eurobert": tiny_config("eurobert"),
+    # Decoders: learned positions, numbered from 2, and rotary positions with grouped keys.
+    "gpt2": tiny_config("gpt2"),
+    "opt": tiny_config("opt"),
+    "qwen3": tiny_config("qwen3"),
+    # Scores with a soft cap, which the kernel does not know.
+    "gemma2": tiny_config("gemma2"),
 }
-OWN_ATTENTION = {"mpnet", "deberta-v2"}
+OWN_ATTENTION = {"mpnet", "deberta-v2", "gemma2"}
+DECODERS = {"gpt2", "opt", "qwen3", "gemma2"}
+ROTARY = {"modernbert", "eurobert", "qwen3", "gemma2"}
 # RoBERTa and its kin number positions from padding_idx + 1 = 2.
 MAX_POSITIONS = {name: POSITIONS for name in CONFIGS} | dict.fromkeys(
     ["roberta", "xlm-roberta", "mpnet"], POSITIONS - 2
@@ -295,7 +305,7 @@ def test_every_position_can_be_used_and_no_more(family: str, learner: Learner) -
     ids = torch.full((1, longest), 7)
     for inputs in (embeds(learner, longest), {"input_ids": ids, "attention_mask": torch.ones_like(ids)}):
         assert learner(params, inputs).logits.isfinite().all()
-    if family != "modernbert":  # rotary positions have no end
+    if family not in ROTARY:  # their positions have no end
         with pytest.raises((IndexError, RuntimeError)):
             learner(params, embeds(learner, longest + 1))
 
@@ -317,7 +327,8 @@ def test_fused_and_exact_agree_on_logits_and_rows(learner: Learner, label_type: 
             fused, exact = (out._replace(log_rows=out.log_rows.permute(0, 3, 1, 2, 4)[used]) for out in (fused, exact))
         torch.testing.assert_close(fused.log_rows.exp(), exact.log_rows.exp(), rtol=0, atol=1e-12)
         sums = exact.log_rows.exp().sum(-1)
-        torch.testing.assert_close(sums, torch.ones_like(sums), rtol=0, atol=1e-12)
+        # Gemma 2 takes its softmax in float32.
+        torch.testing.assert_close(sums, torch.ones_like(sums), rtol=0, atol=1e-6)
         for out in (fused, exact):
             torch.testing.assert_close(out.logits, plain.logits, rtol=0, atol=1e-12)
 
@@ -402,12 +413,24 @@ def test_reach_is_where_attention_can_be(family: str, learner: Learner) -> None:
     everywhere = torch.ones(7, 7, dtype=torch.bool)
     window = (torch.arange(7)[:, None] - torch.arange(7)).abs() <= 2
     layers = [everywhere] + [window if family == "modernbert" else everywhere] * (learner.num_layers - 1)
-    for label_type in (CLS, ALL):
+    expected = torch.stack(layers)
+    if family in DECODERS:
+        expected = expected.tril()
+    read_row = slice(-1, None) if family in DECODERS else slice(1)
+    for label_type, rows in ((CLS, read_row), (ALL, slice(None))):
         key_mask = learner.key_mask(7, label_type)
-        assert torch.equal(key_mask, torch.stack(layers)[:, : label_type.rows(7)])
+        assert torch.equal(key_mask, expected[:, rows])
         _, log_rows = learner(learner.fresh_params(0), embeds(learner), label_type=label_type)
         assert log_rows is not None
-        assert torch.equal(key_mask, (log_rows > -1e3).all(dim=(0, 2)))
+        assert torch.equal(key_mask, (log_rows > -600).all(dim=(0, 2)))
+
+
+def test_cls_is_the_row_that_the_classifier_reads(family: str, learner: Learner) -> None:
+    read = {True: -1, False: 0}[family in DECODERS]
+    assert learner.reads_last == (family in DECODERS)
+    params = learner.fresh_params(0)
+    cls, every = (learner(params, embeds(learner), label_type=label_type).log_rows for label_type in (CLS, ALL))
+    torch.testing.assert_close(cls[..., 0, :].exp(), every[..., read, :].exp(), rtol=0, atol=1e-12)
 
 
 def test_a_checkpoint_with_another_number_of_classes_gives_a_fresh_head(

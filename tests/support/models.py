@@ -75,4 +75,4 @@ def tiny_config(family: str, **settings: Any) -> PreTrainedConfig:
     known = AutoConfig.for_model(family).to_dict()
     sizes = {name: size for name, size in SIZES.items() if known.get(name) is not None}
     sizes["vocab_size"] = len(VOCABULARY)
-    return AutoConfig.for_model(family, **SPECIAL_TOKENS, **(sizes | SETTINGS.get(family, {}) | settings))
+    return AutoConfig.for_model(family, **(SPECIAL_TOKENS | sizes | SETTINGS.get(family, {}) | settings))

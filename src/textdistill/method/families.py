@@ -30,6 +30,7 @@ REFUSED = {
     "longformer": _SPARSE,
     "markuplm": "it reads the place of each word in a web page beside the text",
     "minimax": _RECURRENT,
+    "mobilebert": "it mixes the embeddings of neighbours, and thus of padding",
     "mpt": "its attention adds a bias for distance, which our kernel does not know",
     "perceiver": "it reads bytes through latent vectors, which have no table of embeddings",
     "qwen3_5_text": _RECURRENT,

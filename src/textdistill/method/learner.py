@@ -74,6 +74,7 @@ class Learner:
         num_layers: Y, the number of layers.
         num_heads: H, the number of heads of a layer.
         max_positions: the length of the longest sequence that the model takes.
+        has_kernel: whether attention is computed by our kernel, which is fused, rather than by the family's own code.
         reads_last: whether the classifier reads the last position (decoders) rather than the first.
         name: the name of the model in the configuration.
         revision: hub commit or checksum of the weights; None if neither is known.
@@ -101,7 +102,7 @@ class Learner:
         linear = [module for module in self.model.modules() if isinstance(module, nn.Linear)]
         self._scorer = [module for module in linear if module.out_features == self.num_labels][-1]
         with refusing(self.name, self.model.config.model_type):
-            self._records_rows = self._select_attention()
+            self.has_kernel = self._select_attention()
             self.reads_last = self._reads_last()
             if self.reads_last:
                 # Its classifier looks for padding by this id, in the exported model as well.
@@ -192,7 +193,7 @@ class Learner:
                 assert dropout_seed is not None
                 torch.manual_seed(dropout_seed)
             wants_rows = label_type is not AttentionLabelType.none
-            extra = {} if self._records_rows else {"output_attentions": wants_rows}
+            extra = {} if self.has_kernel else {"output_attentions": wants_rows}
             outputs = torch.func.functional_call(self.model, params, kwargs={**inputs, **extra})
         logits = outputs.logits
         if self.reads_last and "inputs_embeds" in inputs and "attention_mask" in inputs:
@@ -203,7 +204,7 @@ class Learner:
         if not wants_rows:
             return LearnerOutput(logits, None)
         log_rows = record.log_rows
-        if not self._records_rows:
+        if not self.has_kernel:
             if outputs.get("attentions") is None:
                 raise TypeError("it returns no attention")
             rows = [a[:, :, record.rows(a.size(2))] for a in outputs.attentions]
@@ -226,7 +227,7 @@ class Learner:
     @property
     def rows_are_dropped(self) -> bool:
         """Whether dropout is applied to the returned attention rows, as the eager attention of transformers does."""
-        return self.dropout and not self._records_rows
+        return self.dropout and not self.has_kernel
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """Returns the pretrained word embeddings of token ids, (..., D)."""
@@ -249,7 +250,7 @@ class Learner:
         """
         blank = {"inputs_embeds": self._blank_input(length)}
         with torch.no_grad():
-            if not self._records_rows:
+            if not self.has_kernel:
                 _, log_rows = self({}, blank, label_type=label_type)
                 assert log_rows is not None
                 return (log_rows[0] > math.log(2 * torch.finfo(log_rows.dtype).tiny)).any(dim=1).cpu()
@@ -266,7 +267,7 @@ class Learner:
                 parameter.requires_grad_(True)
                 if name in params:
                     parameter.copy_(params[name])
-        if self._records_rows:
+        if self.has_kernel:
             model.set_attn_implementation(own_attention(model))
         model.eval()
         return model
@@ -299,8 +300,8 @@ class Learner:
             logits = self.model(inputs_embeds=self._blank_input(3).requires_grad_()).logits
         finally:
             hook.remove()
-        (grad,) = torch.autograd.grad(logits.sum(), hidden[0])
-        used = grad.abs().sum(-1)[0] > 0
+        (grad,) = torch.autograd.grad(logits.sum(), hidden[0], materialize_grads=True)
+        used = grad[0].any(dim=-1)
         return bool(used[-1] and not used[:-1].any())
 
     @contextmanager
