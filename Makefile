@@ -2,14 +2,25 @@
 PYTHON ?= python3.11
 SEED ?= 42
 BIN := .venv/bin
+# Keeps the demo short: half of the default length, ten learners a score, and no MLflow.
+DEMO := distilled_data.seq_length=32 evaluate.n_eval_model=10 tracking=none
 
 .PHONY: setup demo results test lint structure docs check release-check clean
 
 setup: .venv/ready
 
+# Distils 8,058 movie-review sentences into one learned sample per class, compares, and classifies two sentences.
 demo: .venv/ready
+	rm -rf demo
 	$(BIN)/python examples/vader.py --output data
-	$(BIN)/python examples/demo.py
+	$(BIN)/textdistill distill data/vader_movie --steps 250 --output demo/distilled $(DEMO)
+	$(BIN)/textdistill baseline random data/vader_movie --output demo/random $(DEMO)
+	$(BIN)/textdistill baseline full data/vader_movie --output demo/full $(DEMO)
+	$(BIN)/textdistill report demo
+	$(BIN)/textdistill report demo --output demo/report.html
+	$(BIN)/textdistill predict demo/distilled/distilled \
+		"A warm, funny and beautifully acted film that I would gladly watch again." \
+		"Two hours of my life that I will never get back: dull, clumsy and far too long."
 
 # make results EXPERIMENT=ag_news ARGS=data.path=PATH. Called again, it resumes where it was interrupted.
 results: .venv/ready
