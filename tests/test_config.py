@@ -427,6 +427,12 @@ def test_length_may_change_under_a_schedule_without_an_end(key: str, scheduler: 
     assert changed("train.lr_lr", **train).fixed() != changed(**train).fixed()
 
 
+def test_epochs_may_change_beside_a_number_of_steps() -> None:
+    """They have no effect there."""
+    assert changed("train.epoch", max_steps=5).fixed() == changed(max_steps=5).fixed()
+    assert changed("train.epoch").fixed() != RunConfig().fixed()
+
+
 def save(config: RunConfig, folder: Path) -> None:
     folder.mkdir()
     OmegaConf.save(OmegaConf.structured(config), folder / "config.yaml")

@@ -47,7 +47,14 @@ CHANGEABLE = re.compile(
 )
 
 # The configurations of earlier runs lack these keys. Their defaults are what those runs did.
-LATER_KEYS = {"mlflow.tracking_uri", "mlflow.experiment_name"}
+LATER_KEYS = {
+    "data.config_name",
+    "data.delimiter",
+    "data.encoding",
+    "data.header",
+    "mlflow.experiment_name",
+    "mlflow.tracking_uri",
+}
 
 
 @dataclass
@@ -139,6 +146,8 @@ class RunConfig:
             self.train.scheduler_type in ("constant_with_warmup", "inverse_sqrt") and self.train.warmup_ratio == 0
         )
         free = {"train.max_steps", "train.epoch"} if endless else set()
+        if self.train.max_steps is not None:
+            free.add("train.epoch")  # It has no effect.
         return {key: value for key, value in flatten(asdict(self)) if key not in free and not CHANGEABLE.fullmatch(key)}
 
     def _without_effect(self) -> list[tuple[str, str]]:

@@ -40,8 +40,12 @@ def test_the_sweep_gives_every_result_of_the_grid_and_no_other() -> None:
 
 
 def settings(config: RunConfig) -> dict[str, Any]:
-    """All settings but folders, the names of runs, and whether a run resumes."""
+    """All settings that have an effect, but folders, the names of runs, and whether a run resumes."""
     groups = asdict(config)
+    # What is given in steps is not given in epochs.
+    for steps, epochs in (("max_steps", "epoch"), ("val_steps", "val_interval")):
+        if groups["train"][steps] is not None:
+            del groups["train"][epochs]
     del groups["base"], groups["tracking"]
     for key in ("path", "datasets_path", "preprocessed_datasets_path"):
         del groups["data"][key]
