@@ -67,7 +67,10 @@ def vocabulary(model: str) -> np.ndarray:
 
 def measured(model: str, folder: Path) -> Row:
     """Seconds of a start-up and of the median outer step after a first one; memory in MB, the peak before the steps."""
-    config = configure(model, f"data.path={folder}", f"data.preprocessed_datasets_path={folder / 'tokens'}")
+    config = configure(
+        model, f"data.path={folder}", f"data.preprocessed_datasets_path={folder / 'tokens'}",
+        "data.train_batch_size=32", "distilled_data.seq_length=64",
+    )  # fmt: skip
     learner = Learner(config.model, CLASS_NAMES)
     config.data.max_length = min(config.data.max_length, learner.max_positions)
     config.distilled_data.seq_length = min(config.distilled_data.seq_length, learner.max_positions)

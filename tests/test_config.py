@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, fields, is_dataclass
 from enum import EnumType
@@ -27,6 +28,10 @@ from textdistill.training.config import OptimizerType, SelectBy
 OURS = {
     "base.sweep",
     "data.path",
+    "data.header",
+    "data.encoding",
+    "data.delimiter",
+    "data.config_name",
     "data.text_columns",
     "data.label_column",
     "data.max_length",
@@ -347,9 +352,24 @@ def test_setting_with_effect_is_not_warned_of(overrides: list[str], caplog: pyte
     assert caplog.records == []
 
 
-@pytest.mark.parametrize("override", ["data.nonsense=1", "distilled_data.label_type=sharp", "train.epoch=many"])
-def test_unknown_key_or_value(override: str) -> None:
+@pytest.mark.parametrize("override", ["distilled_data.label_type=sharp", "train.epoch=many"])
+def test_unknown_value(override: str) -> None:
     with pytest.raises(ValueError, match=f"cannot compose the configuration: .*{override.partition('=')[0]}"):
+        compose(override)
+
+
+@pytest.mark.parametrize(
+    ("override", "hint"),
+    [
+        ("data.nonsense=1", "; textdistill distill --cfg job prints all keys"),
+        ("trian.epochs=1", "; did you mean 'train.epoch'?"),
+        ("evaluate.n_eval_modl=1", "; did you mean 'evaluate.n_eval_model' or 'train.n_eval_model'?"),
+        ("n_eval-model=1", "; did you mean 'evaluate.n_eval_model' or 'train.n_eval_model'?"),
+    ],
+)
+def test_unknown_key(override: str, hint: str) -> None:
+    key = override.partition("=")[0]
+    with pytest.raises(ValueError, match=re.escape(f"there is no key {key!r}{hint}") + "$"):
         compose(override)
 
 

@@ -95,14 +95,15 @@ def check_overrides(overrides: Iterable[str], keys: Collection[str]) -> None:
 
 
 def nearest_keys(name: str, keys: Collection[str]) -> list[str]:
-    """Returns at most three keys that resemble ``name`` as a whole, or with their last part."""
-    last = name.rpartition(".")[2].replace("-", "_")
+    """Returns at most three keys whose last part resembles that of ``name``, those of the same group first."""
+    group, _, last = name.replace("-", "_").rpartition(".")
     same_end = sorted(key for key in keys if key.rpartition(".")[2] == last)
     if same_end:
         return same_end[:3]
     ends = nearest(last, {key.rpartition(".")[2] for key in keys})
     similar = [key for end in ends for key in sorted(keys) if key.rpartition(".")[2] == end]
-    return nearest(name, keys) or similar[:3] or [key for key in sorted(keys) if len(last) > 1 and last in key][:3]
+    similar.sort(key=lambda key: key.rpartition(".")[0] != group)
+    return similar[:3] or [key for key in sorted(keys) if len(last) > 1 and last in key][:3]
 
 
 def composition_error(error: HydraException | OmegaConfBaseException) -> ValueError:

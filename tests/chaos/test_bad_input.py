@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 FREE = {
     *("data.task_name", "data.path", "data.datasets_path", "data.preprocessed_datasets_path", "data.label_column"),
     *("model.model_name", "distilled_data.pretrained_data_path", "train.save_ckpt_dir"),
-    *("evaluate.task_name", "model.task_name"),
+    *("evaluate.task_name", "model.task_name", "mlflow.tracking_uri", "mlflow.experiment_name"),
 }
 # The least value of a count that may be 0 or below.
 LEAST = {"base.seed": None, "train.log_interval": -1}

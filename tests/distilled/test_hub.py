@@ -173,7 +173,7 @@ def test_the_readme_on_the_hub_can_be_followed(
     for line in shell.splitlines():
         command, *arguments = shlex.split(line)
         assert command == "textdistill"
-        monkeypatch.setattr(cli, "quiet_logs", lambda: None)
+        monkeypatch.setattr("textdistill.cli.app.quiet_logs", lambda: None)
         cli.main(arguments)
     assert (tmp_path / "model" / "model.safetensors").exists()
     (python,) = re.findall("```python\n(.*?)```", readme, flags=re.DOTALL)
@@ -331,7 +331,7 @@ def test_errors_of_the_command_are_one_line(
     capsys: pytest.CaptureFixture[str],
     token: str | None,
 ) -> None:
-    monkeypatch.setattr(cli, "quiet_logs", lambda: None)
+    monkeypatch.setattr("textdistill.cli.app.quiet_logs", lambda: None)
     if token is None:
         monkeypatch.delenv("HF_TOKEN")
     else:

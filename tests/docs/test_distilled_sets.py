@@ -19,6 +19,7 @@ from textdistill.data.tokenized import TokenizedSplit
 from textdistill.distilled.adapt import train_learner
 from textdistill.distilled.initial import initial_set
 from textdistill.distilled.spec import DistilledDataConfig, LabelType, LearnerTrainConfig, SetMetadata, model_metadata
+from textdistill.method.attention import AttentionLabelType
 from textdistill.method.learner import Learner, Params
 
 PAGE = Path(__file__).parents[2] / "docs" / "distilled_sets.md"
@@ -47,8 +48,9 @@ def test_blocks(
 ) -> None:
     """Three steps on six samples: the first batch is read twice, each time with a rate of its own."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "quiet_logs", lambda: None)
+    monkeypatch.setattr("textdistill.cli.app.quiet_logs", lambda: None)
     config = DistilledDataConfig(
+        attention_label_type=AttentionLabelType.none,
         data_per_label=2,
         seq_length=7,
         label_type=LabelType(label_type),

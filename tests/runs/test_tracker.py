@@ -514,7 +514,7 @@ def everything(root: Path, run_id: str, folder: Path) -> dict[str, Any]:
 def test_track_completes_a_run_from_its_files(had: str, root: Path, run_folder: Path, tmp_path: Path) -> None:
     if had == "a part":
         part = MlflowRun.open(beside(root, "completed"), "its name", RunFolder(run_folder))
-        part.log_params({"train": {"epoch": 30}})
+        part.log_params({"train": {"n_eval_model": load_run_config(run_folder).train.n_eval_model}})
         part.log_lines(list(read_lines(run_folder / "metrics.jsonl"))[:1])
         part.flush()
     run_id = track(run_folder)

@@ -815,7 +815,7 @@ def test_states_are_written_every_interval_and_at_the_end(
 def test_distilled_beats_random_real_samples(
     separable_bert: Path, toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = DataConfig("toy", str(toy_data), ["text"], "label", max_length=32)
+    data = DataConfig("toy", str(toy_data), text_columns=["text"], label_column="label", max_length=32)
     task = load_task(data, seed=0)
     learner = Learner(ModelConfig("toy", str(separable_bert)), task.class_names)
     splits = tokenize(task, learner.tokenizer, data)
