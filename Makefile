@@ -13,7 +13,7 @@ setup: .venv/ready
 demo: .venv/ready
 	rm -rf demo
 	$(BIN)/python examples/vader.py --output data
-	$(BIN)/textdistill distill data/vader_movie --steps 250 --output demo/distilled $(DEMO)
+	$(BIN)/textdistill distill data/vader_movie --steps 150 --output demo/distilled $(DEMO)
 	$(BIN)/textdistill baseline random data/vader_movie --output demo/random $(DEMO)
 	$(BIN)/textdistill baseline full data/vader_movie --output demo/full $(DEMO)
 	$(BIN)/textdistill report demo

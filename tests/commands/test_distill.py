@@ -103,6 +103,7 @@ def test_results(finished: dict[str, Any], root: Path, tiny_bert: Path) -> None:
     assert results["seed"] == 5
     assert results["outer_steps"] == 3
     assert results["best_step"] in range(4)
+    assert (results["precision"], results["outer_precision"]) == ("float32", "float32")
     assert set(results["metrics"]) == set(METRICS)
     assert_classes(results)
     assert 0 < results["checkpoint_seconds"] < results["training_seconds"] < results["seconds"]

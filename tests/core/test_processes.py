@@ -178,10 +178,12 @@ def gradients(model: Path, ranks: range, count: int) -> dict[str, Tensor]:
         for rows in pair[ranks.start : ranks.stop]
     ]
     outer_step, found = OuterStep(distilled, learner, settings, 0, Processes()), dict[str, Tensor]()
+
+    def keep(*_: object) -> None:
+        found.update({name: tensor.grad for name, tensor in distilled.raw.items() if tensor.grad is not None})
+
     # The step frees its gradients at its end.
-    outer_step.optimizer.register_step_pre_hook(
-        lambda *_: found.update({name: tensor.grad for name, tensor in distilled.raw.items() if tensor.grad is not None})
-    )
+    outer_step.optimizer.register_step_pre_hook(keep)
     outer_step(batches, 3)
     return found
 

@@ -41,7 +41,7 @@ OTHER_MODELS: dict[str, tuple[dict[str, int], tuple[str, ...], str]] = {
     "width": ({"hidden_size": 24}, CLASS_NAMES, "with embedding_size 16, but model.model_name={name} has 24"),
     "depth": ({"num_hidden_layers": 1}, CLASS_NAMES, "with num_layers 2, but model.model_name={name} has 1"),
     "heads": ({"num_attention_heads": 2}, CLASS_NAMES, "with num_heads 4, but model.model_name={name} has 2"),
-    "classes": ({}, ("a", "b"), "the distilled set has 3 classes ['a', 'b', 'c'], but the data have 2"),
+    "classes": ({}, ("a", "b"), "the distilled set has 3 classes, but the data have 2"),
     "positions": (
         {"max_position_embeddings": 6},
         CLASS_NAMES,

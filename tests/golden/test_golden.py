@@ -49,7 +49,7 @@ VOLATILE = {"time", "seconds", "step_seconds", "training_seconds", "checkpoint_s
 VOLATILE |= {"versions", "model", "made_for", "distilled", "revision"}
 # These keys are younger than the files. They may be added, and the numbers in the files stay as they are.
 ADDED = {name for key in ("macro_f1", "balanced_accuracy", "mcc") for name in (key, f"{key}_std")}
-ADDED |= {f"validation_{name}" for name in ADDED} | {"classes"}
+ADDED |= {f"validation_{name}" for name in ADDED} | {"classes", "precision", "outer_precision"}
 
 
 def machine() -> str:

@@ -118,6 +118,7 @@ class RunContext:
             metrics=scores.metrics,
             versions={name: version(name) for name in ("textdistill", "torch", "transformers", "datasets")},
             classes=ClassScores(list(self.task.class_names), scores.confusion.tolist(), majority),
+            precision=self.config.evaluate.precision.name,
             seconds=seconds,
             peak_memory_bytes=peak_memory_bytes,
             shape=shape,
@@ -137,9 +138,11 @@ class RunContext:
         names, expected = distilled.metadata.class_names, self.task.class_names
         # A set in the reference implementation's format does not state its classes.
         if distilled.metadata.task != "unknown" and names != expected:
+            at = next((i for i, (a, b) in enumerate(zip(names, expected, strict=False)) if a != b), None)
+            first = "" if at is None else f"; class {at} is {names[at]!r} in the set and {expected[at]!r} in the data"
             raise ValueError(
-                f"the distilled set has classes {list(names)} (task {distilled.metadata.task!r}), but the data have"
-                f" {list(expected)} in this order; use the data that the set was made from"
+                f"the data must have the {len(names)} classes of the distilled set (task {distilled.metadata.task!r})"
+                f" in their order, got {len(expected)} classes{first}; use the data that the set was made from"
             )
 
     def score(self, distilled: DistilledDataset) -> Scores:

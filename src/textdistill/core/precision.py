@@ -36,6 +36,13 @@ class Precision:
         """
         return cls(torch.float16 if fp16 else torch.bfloat16 if bf16 is True else None, tf32)
 
+    @property
+    def name(self) -> str:
+        """Returns ``float16``, ``bfloat16``, ``tf32`` or ``float32``."""
+        if self.half is not None:
+            return str(self.half).removeprefix("torch.")
+        return "tf32" if self.tf32 else "float32"
+
     def autocast(self, device: torch.device) -> torch.autocast:
         """Returns a context of mixed precision on ``device``, which changes nothing if ``half`` is None."""
         return torch.autocast(device.type, self.half or torch.bfloat16, enabled=self.half is not None)

@@ -41,7 +41,7 @@ def check_fits(distilled: DistilledDataset, learner: Learner) -> None:
         )
     if len(metadata.class_names) != learner.num_labels:
         raise ValueError(
-            f"the distilled set has {len(metadata.class_names)} classes {list(metadata.class_names)}, but"
+            f"the distilled set has {len(metadata.class_names)} classes, but"
             f" the data have {learner.num_labels}; use the data of task {metadata.task!r}"
         )
     if config.positions > learner.max_positions:

@@ -86,6 +86,7 @@ class TrainingSummary:
         validation: the validation metrics of the best step.
         clipped_steps: the number of updates that ``train.max_grad_norm`` shortened.
         checkpoint_seconds: the wall-clock time of checkpoints alone.
+        outer_precision: the precision of the outer loss: float32, tf32, float16 or bfloat16.
 
     """
 
@@ -95,6 +96,7 @@ class TrainingSummary:
     validation: Mapping[str, float] | None = None
     clipped_steps: int | None = None
     checkpoint_seconds: float | None = None
+    outer_precision: str | None = None
 
 
 @dataclass(frozen=True)
@@ -171,6 +173,7 @@ class RunResult:
         metrics: the scores on the test split by metric, which include ``loss`` and ``accuracy``.
         versions: the versions of the packages that computed the result.
         classes: the scores by class; None in files that do not state them.
+        precision: the precision of the scores: float32, tf32, float16 or bfloat16; None in files that do not state it.
         seconds: the wall-clock time; None in files that do not state it.
         peak_memory_bytes: the peak memory of process 0; None where it was not measured.
         shape: the settings of the distilled set; None for a baseline.
@@ -188,6 +191,7 @@ class RunResult:
     metrics: Mapping[str, Score]
     versions: Mapping[str, str]
     classes: ClassScores | None = None
+    precision: str | None = None
     seconds: float | None = None
     peak_memory_bytes: int | None = None
     shape: SetShape | None = None
@@ -245,6 +249,7 @@ class RunResult:
             metrics=metrics,
             versions=versions,
             classes=_classes(values["classes"]) if "classes" in values else None,
+            precision=_checked("precision", values.get("precision"), str | None),
             seconds=_checked("seconds", values.get("seconds"), float | None),
             peak_memory_bytes=_checked("peak_memory_bytes", values.get("peak_memory_bytes"), int | None),
             shape=shape,

@@ -244,6 +244,7 @@ class Trainer:
             validation=progress.best,
             clipped_steps=progress.clipped_steps,
             checkpoint_seconds=progress.checkpoint_seconds,
+            outer_precision=self.config.precision.name,
         )
 
     def _saved_interruption(self, error: Interrupted) -> Interrupted:
