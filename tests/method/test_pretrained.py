@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from pathlib import Path
 
 import pytest
@@ -24,3 +25,12 @@ def test_minilm_weights_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
     pretrained.locate_weights.cache_clear()
     with pytest.raises(ValueError, match=r"model\.model_name=minilm-l6.* must have sha256 0000.*, got 53aa5117"):
         Learner(ModelConfig(model_name=pretrained.MINILM), CLASS_NAMES)
+
+
+def test_loading_warns_of_nothing(tiny_bert: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The head is not in the checkpoint, as it should be; transformers would print a table about it."""
+    logger = logging.getLogger("transformers")
+    before = logger.level
+    pretrained.load_pretrained(str(tiny_bert), CLASS_NAMES, "eager")
+    assert caplog.records == []
+    assert logger.level == before

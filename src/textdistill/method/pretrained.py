@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -102,17 +103,30 @@ def load_pretrained(model_name: str, class_names: tuple[str, ...], attention: st
 
 
 def _load_model(source: str, config: PreTrainedConfig, attention: str) -> tuple[PreTrainedModel, dict[str, set[str]]]:
-    model, loading_info = AutoModelForSequenceClassification.from_pretrained(
-        source,
-        config=config,
-        dtype=torch.float32,
-        attn_implementation=attention,
-        # The other ways to compute a mixture of experts have no second derivative.
-        experts_implementation="eager",
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,
-    )
+    with _unreported():
+        model, loading_info = AutoModelForSequenceClassification.from_pretrained(
+            source,
+            config=config,
+            dtype=torch.float32,
+            attn_implementation=attention,
+            # The other ways to compute a mixture of experts have no second derivative.
+            experts_implementation="eager",
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
     return model, loading_info
+
+
+@contextmanager
+def _unreported() -> Iterator[None]:
+    """Hides what transformers reports of the weights. The head is always new, and ``check_weights`` judges the rest."""
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 @contextmanager
