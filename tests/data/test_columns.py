@@ -94,6 +94,26 @@ def test_columns_that_are_not_clear(case):
         find_columns(raw(columns), None, None, None)
 
 
+BLANK = ["", " "] * 20
+
+
+@pytest.mark.parametrize(
+    "columns", [{"text": BLANK}, {"id": NUMBERS, "Texts": BLANK}, {"x": BLANK, "text": ["ok"] * 40}]
+)
+def test_a_column_called_text_is_meant_whatever_it_holds(columns):
+    """An error about its rows then says what is wrong."""
+    (name,) = (name for name in columns if name.lower().startswith("text"))
+    assert find_columns(raw({**columns, "label": LABELS}), None, None, None) == Columns((name,), "label")
+
+
+@pytest.mark.parametrize("labels", [["a", 1], [True, "a"], [1, "b", None]])
+def test_labels_of_several_types_are_an_error_of_their_row(tmp_path, labels):
+    table = [{"text": PROSE[i], "label": labels[i % len(labels)]} for i in range(COUNT)]
+    (tmp_path / "train.json").write_text(json.dumps(table))
+    with pytest.raises(ValueError, match=r"column 'label' of .*, but row 1 holds .* and row 2 .*; convert the values"):
+        load_task(DataConfig("mine", path=str(tmp_path)), 0)
+
+
 def test_a_column_that_is_given_is_taken_and_the_other_is_chosen():
     table = raw({"text": PROSE, "note": OTHER_PROSE, "label": LABELS, "stars": STARS})
     assert find_columns(table, ["note"], None, None) == Columns(("note",), "label")

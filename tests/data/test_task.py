@@ -118,8 +118,6 @@ BAD_DATA = {
     ),
     "one class": ({"train": GOOD | {"label": ["a"] * 40}}, r"two or more classes, got 'a' only"),
     "hidden train": ({"train": GOOD | {"label": [-1] * 40}}, r"of the train split .*-1 in every row.*GLUE"),
-    "hidden test": (TRAIN | {"test": GOOD | {"label": [-1] * 40}}, r"of the test split .*-1 in every row.*GLUE"),
-    "unlabelled test": (TRAIN | {"test": {"sentence": ["x"]}}, r"no column 'label' in the test split"),
     "unknown label": (TRAIN | {"test": GOOD | {"label": [0, 1, 2, 0] * 10}}, r"label '2' of the test split"),
     "some labels of test missing": (
         TRAIN | {"validation": GOOD, "test": GOOD | {"label": [0, None] * 20}},
@@ -144,6 +142,33 @@ def test_data_that_are_refused(tmp_path, case):
     splits, message = BAD_DATA[case]
     with pytest.raises(ValueError, match=message):
         load_task(own(save(tmp_path, **splits)), 0)
+
+
+UNLABELLED = {
+    "hidden": {"label": [-1] * 40},
+    "empty": {"label": [None] * 40},
+    "blank": {"label": [" "] * 40},
+    "no column": {},
+}
+
+
+@pytest.mark.parametrize("case", UNLABELLED)
+def test_a_test_split_without_any_label_is_not_used(tmp_path, caplog, case):
+    """As on sites of competitions, which keep the labels of test."""
+    unlabelled = {"sentence": [f"{text} in test" for text in GOOD["sentence"]]} | UNLABELLED[case]
+    data = save(tmp_path, train=GOOD, test=unlabelled)
+    task = load_task(own(data), 0)
+    assert task.sources == {"train": "train (rest)", "validation": "4 of train", "test": "4 of train"}
+    assert "no row of the test split has a label in 'label', so it is not used, and a tenth of train is" in caplog.text
+    with pytest.raises(ValueError, match=r"(of|in) the test split"):
+        load_task(own(data, protocol=Protocol.paper), 0)
+
+
+def test_a_column_of_ids_is_not_one_of_classes(tmp_path):
+    table = {"sentence": GOOD["sentence"], "label": [f"row {i}" for i in range(40)]}
+    message = r"40 of the 40 classes have no row in the train split \(train \(rest\)\), .* or name another column"
+    with pytest.raises(ValueError, match=message):
+        load_task(own(save(tmp_path, train=table)), 0)
 
 
 def test_a_pair_needs_both_texts(tmp_path):

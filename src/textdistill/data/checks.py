@@ -32,8 +32,9 @@ def check_splits(splits: Mapping[str, TextSplit], sources: Mapping[str, str], cl
         absent = [class_name for class_name, count in zip(class_names, counts, strict=True) if not count]
         if absent and name == "train":
             raise ValueError(
-                f"data: class {absent[0]!r} has no row in the train split ({sources[name]}); the classes need more "
-                "rows, because validation rows are held out of train: add rows, or leave the class out"
+                f"data: {len(absent):,} of the {len(class_names):,} classes have no row in the train split "
+                f"({sources[name]}), the first is {absent[0]!r}; rows are held out of train, so add rows of the class, "
+                "leave it out, or name another column of labels (--label)"
             )
         if absent:
             logger.warning(

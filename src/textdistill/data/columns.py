@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -138,18 +138,18 @@ def _read_contents(train: RawSplit) -> list[_Content]:
                 content.add(table[content.name])
     except ValueError:
         # A column of JSON may hold values of several types, which is an error only for those who read it.
-        contents = [content for name in train.column_names for content in _readable(train, name)]
+        contents = [_read_content(train, name) for name in train.column_names]
     return contents
 
 
-def _readable(train: RawSplit, name: str) -> Iterator[_Content]:
+def _read_content(train: RawSplit, name: str) -> _Content:
     content = _Content(name)
     try:
         for table in train.scan([name]):
             content.add(table[name])
     except ValueError:
-        return
-    yield content
+        return _Content(name, scalars=False)
+    return content
 
 
 def _choose_label(train: RawSplit, contents: Sequence[_Content]) -> str | None:
@@ -175,6 +175,10 @@ def _choose_texts(contents: Sequence[_Content]) -> list[str]:
     if named is not None:
         return [named]
     by_content = [content.name for content in prose if not content.may_be_label]
+    if not by_content:
+        # A column called text is meant, whatever it holds, as one called label is.
+        plain = _by_name(contents, ("text", "texts"))
+        return [plain] if plain else []
     return by_content if len(by_content) <= 2 else []
 
 

@@ -307,7 +307,7 @@ def _read_hub(config: DataConfig) -> dict[str, RawSplit]:
 def _test_source(
     config: DataConfig, source_splits: Mapping[str, SourceSplit], built_in: BuiltIn | None
 ) -> SourceSplit | None:
-    """The split of the source that becomes the test split; None if there is a train split only."""
+    """The split of the source that becomes the test split; None to cut it from train."""
     if set(source_splits) == {"train"}:
         if config.protocol == Protocol.paper:
             raise ValueError(
@@ -324,9 +324,15 @@ def _test_source(
             f"task {config.task_name!r} needs a validation split, because the labels of its test split are hidden, "
             f"got {', '.join(source_splits)} only; add the validation split"
         )
-    # If no candidate has labels, reading the labels of the first raises an error that says why.
-    chosen = next((split for split in candidates if split.labelled), candidates[0])
-    if chosen is not candidates[0]:
+    chosen = next((split for split in candidates if split.labelled), None)
+    if chosen is None:
+        if config.protocol == Protocol.paper or (built_in and built_in.test_hidden):
+            return candidates[0]  # reading its labels raises an error that says why
+        logger.warning(
+            "no row of the %s split has a label in %r, so it is not used, and a tenth of train is the test split",
+            candidates[0].name, candidates[0].columns.label,
+        )  # fmt: skip
+    elif chosen is not candidates[0]:
         logger.warning(
             "no row of the %s split has a label, so the %s split is the test split", candidates[0].name, chosen.name
         )
