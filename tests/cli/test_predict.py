@@ -61,12 +61,16 @@ def test_texts_on_standard_input(
 def test_file_to_file(distilled_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with (tmp_path / "in.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("id", "body"), *enumerate(TEXTS)])
+    Path("ids.csv").write_text("id,code\n1,2\n3,4\n")
     main(["predict", str(distilled_dir), "--input", "in.csv", "--text", "body", "--output", "out.csv"])
     assert capsys.readouterr().out == f"predictions: out.csv ({len(TEXTS)} rows)\n"
     with (tmp_path / "out.csv").open(newline="") as file:
         assert [row["prediction"] for row in csv.DictReader(file)] == predict(distilled_dir, TEXTS).labels
-    assert "--text must name the column of the texts of in.csv" in refused(
-        str(distilled_dir), "--input", "in.csv", capsys=capsys
+    assert "--text must name the column of the texts of ids.csv, because no choice is clear" in refused(
+        str(distilled_dir), "--input", "ids.csv", capsys=capsys
+    )
+    assert "--input must be a file, but there is nothing at no.csv" in refused(
+        str(distilled_dir), "--input", "no.csv", capsys=capsys
     )
 
 

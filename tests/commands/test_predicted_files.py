@@ -87,7 +87,9 @@ def test_columns_of_the_set_are_the_default(tmp_path: Path, caplog: pytest.LogCa
     assert table_of(file, made_for=("body",)).text_columns == ("body",)
     assert table_of(file, made_for=("body", "title")).text_columns == ("body", "title")
     assert table_of(file, "title", made_for=("body",)).text_columns == ("title",)
-    assert f"texts: body of {file}" in caplog.messages
+    assert f"texts: body of {file}; --text names another column" in caplog.messages
+    reviews = write_csv(tmp_path / "reviews.csv", ("id", "review_text"), [(1, "a long walk"), (2, "a short one")])
+    assert table_of(reviews, made_for=("body",)).text_columns == ("review_text",)
     only = write_csv(tmp_path / "only.csv", ("anything",), [("a",)])
     assert table_of(only, made_for=("body",)).text_columns == ("anything",)
 
@@ -95,7 +97,7 @@ def test_columns_of_the_set_are_the_default(tmp_path: Path, caplog: pytest.LogCa
 @pytest.mark.parametrize(
     ("columns", "made_for", "message"),
     [
-        ((), (), "--text must name the column .* whose columns are title, body; add --text"),
+        ((), (), "--text must name the column .* the columns are 'title' \\(a\\); 'body' \\(b\\)"),
         ((), ("review",), "--text must name the column"),
         (("bodi",), ("body",), "no column 'bodi' in .*; its columns are title, body"),
         (("body", "body"), (), "two different ones, got body, body"),

@@ -23,6 +23,7 @@ from textdistill.commands.predict import (
 )
 from textdistill.core.files import replacing
 from textdistill.data.cells import is_string
+from textdistill.data.columns import find_texts
 from textdistill.data.readers import read_files
 from textdistill.data.source import RawSplit
 
@@ -67,7 +68,7 @@ class TextTable:
 
         Args:
             path: the file.
-            columns: the one or two columns with the texts; None for ``made_for`` or the only column.
+            columns: the one or two columns with the texts; None for ``made_for``, or for a choice by name and type.
             made_for: the text columns that the model was made for.
 
         Raises:
@@ -75,6 +76,8 @@ class TextTable:
             ValueError: the file is broken, the columns are unclear, or a row has no text.
 
         """
+        if not path.exists():
+            raise FileNotFoundError(f"--input must be a file, but there is nothing at {path}; check the path")
         if path.is_dir():
             raise ValueError(f"--input must be a file, got the folder {path}; name one of its files")
         (split,) = read_files(path).values()
@@ -143,12 +146,11 @@ def _text_columns(
 ) -> tuple[str, ...]:
     names = list(split.column_names)
     if columns is None:
-        columns = made_for if made_for and set(made_for) <= set(names) else names
-        if len(names) > 1 and columns is names:
-            raise ValueError(
-                f"--text must name the column of the texts of {path}, whose columns are {', '.join(names)}; add --text"
-            )
-        logger.info("texts: %s of %s", " and ".join(columns), path)
+        try:
+            columns = made_for if made_for and set(made_for) <= set(names) else find_texts(split)
+        except ValueError as error:
+            raise ValueError(f"--text must name the column of the texts of {path}, because {error}") from error
+        logger.info("texts: %s of %s; --text names another column", " and ".join(columns), path)
     for column in columns:
         if column not in names:
             raise ValueError(f"--text: there is no column {column!r} in {path}; its columns are {', '.join(names)}")

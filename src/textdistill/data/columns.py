@@ -82,6 +82,20 @@ def find_columns(
     return Columns(tuple(texts), label)
 
 
+def find_texts(split: RawSplit) -> list[str]:
+    """Returns the one or two columns of texts of a split that has no labels.
+
+    Raises:
+        ValueError: the columns are not clear. The message shows them.
+
+    """
+    contents = _read_contents(split)
+    texts = split.column_names if len(split.column_names) == 1 else _choose_texts(contents)
+    if not texts:
+        raise ValueError(f"no choice is clear; the columns are {_list(contents)}")
+    return list(texts)
+
+
 @dataclass
 class _Content:
     """What is known of a column: whether it holds strings, and its first distinct values as texts."""
