@@ -35,6 +35,7 @@ from textdistill.cli.main import main
 from textdistill.commands import distill as commands
 from textdistill.distilled import storage
 from textdistill.distilled.dataset import DistilledDataset
+from textdistill.runs.mlflow_store import Destination, MlflowConfig
 from textdistill.runs.results import ModelId, RunResult, SplitSize, TrainingSummary
 from textdistill.training.outer_step import OuterStep
 from textdistill.training.trainer import Trainer
@@ -122,7 +123,11 @@ def test_show(distilled_dir: Path, tiny_bert: Path, capsys: pytest.CaptureFixtur
     assert out.startswith(f"toy, made for {tiny_bert} (sha256:")
     assert "inputs_embeds      (3, 8, 16)                      1.5 KiB" in out
     assert f"learning rates: {lr:.4g}, from " in out
-    assert "sample 2\n  labels: a 0.000, b 0.000, c 1.000\n  nearest tokens: " in out
+    # Unrestricted labels after a few steps: still near those that they start from.
+    (labels,) = re.findall(r"^sample 2\n  labels: a (-?0\.\d+), b (-?0\.\d+), c ([01]\.\d+)$", out, re.MULTILINE)
+    assert [round(float(value)) for value in labels] == [0, 0, 1]
+    assert re.search(r"^  attention: layer \d head \d row 0 -> key \d ", out, re.MULTILINE)
+    assert "\n  nearest tokens: " in out
 
 
 @pytest.mark.parametrize(
@@ -210,7 +215,8 @@ def test_verify_of_a_set_that_states_too_much(
     out, err = capsys.readouterr()
     assert exit_info.value.code == 2
     assert one_error(err) == f"textdistill: error: {folder}: the measured score is outside the stated spread"
-    assert out.count(": outside\n") == out.count(": within\n") == 1
+    assert re.findall(r"measured .*: (\w+)$", out, re.MULTILINE).count("outside") == 1
+    assert re.search(r"^  accuracy .*\n +measured .*: outside$", out, re.MULTILINE)
     assert f"stated   {accuracy['mean']:.4f}" in out
     assert "verified:" not in out
 
@@ -307,8 +313,8 @@ def test_sweep_line_of_the_reference(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     sweep_run = Mock(side_effect=lambda *arguments: seen.append(arguments) or Mock())
     monkeypatch.setattr(config, "SweepRun", sweep_run)
     main(["distill", *SWEEP_OF_THE_REFERENCE])
-    (root, experiment, sweep, given), *runs = seen
-    assert (root, experiment) == (Path("./save"), "sst2.bert-base-uncased")
+    (destination, sweep, given), *runs = seen
+    assert destination() == Destination.of(MlflowConfig(), Path("./save"), "sst2.bert-base-uncased")
     assert list(given) == SWEEP_OF_THE_REFERENCE[1:]
     grid = [(run.distilled_data.lr_init, run.train.lr_inputs_embeds) for run in runs]
     assert grid == [(lr_init, lr) for lr_init in (0.01, 0.1) for lr in (0.1, 0.01, 0.001)]
@@ -451,12 +457,6 @@ BAD_DATA: dict[str, tuple[Callable[[Path], Path], str]] = {
     "hidden labels": (
         lambda folder: write_rows(folder / "hidden.csv", [(text, -1) for text, _ in toy_rows(10, 0)]),
         "data.label_column: 'label' of the train split must not hold -1 in every row",
-    ),
-    "hidden test labels": (
-        lambda folder: _split(
-            folder, [(text, "abc".index(label)) for text, label in toy_rows(10, 0)], [("a cat", -1), ("a dog", -1)]
-        ),
-        "data.label_column: 'label' of the test split must not hold -1 in every row",
     ),
 }
 

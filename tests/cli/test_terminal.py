@@ -18,6 +18,7 @@ import pytest
 
 from tests.support import toy
 from tests.support.forkserver import FRESH
+from textdistill.arguments import to_options
 from textdistill.cli.main import main
 from textdistill.cli.terminal import print_next, print_results, print_set, print_trials, print_verified
 from textdistill.commands.evaluate import Spread, Verification, VerifiedMetric
@@ -233,9 +234,9 @@ def test_commands_are_not_broken_into_lines(terminal: None, capsys: pytest.Captu
     """As they are, however narrow the terminal, they go into a shell."""
     command = ["textdistill", "finetune", f"{'long/' * 40}a folder's", "--output", "x"]
     print_next({"an ordinary model": command})
-    first, line = printed(capsys).splitlines()
-    assert first == "next:"
-    assert shlex.split(line, comments=True) == command
+    first, purpose, line = printed(capsys).splitlines()
+    assert (first, purpose) == ("next:", "  an ordinary model:")
+    assert shlex.split(line) == command
 
 
 def run_on(terminal: Any, arguments: list[str]) -> None:
@@ -289,24 +290,26 @@ def test_commands_that_a_run_names(
     given = [override for override in settings("distilled_data.data_per_label=2") if "save_dir=" not in override]
     assert next_steps == [
         ["textdistill", "show", f"{run}/distilled"],
+        ["textdistill", "predict", f"{run}/distilled", "A text of your own."],
         ["textdistill", "finetune", f"{run}/distilled", "--output", f"{run}/model"],
-        ["textdistill", "baseline", "random", *given, f"base.save_dir={run}/baseline_random"],
+        ["textdistill", "baseline", "random", *given, "--output", f"{run}/baseline_random"],
         ["textdistill", "report", str(run), "--output", f"{run}/report.html"],
     ]
     for _, *arguments in next_steps:
         main(arguments)
         out = capsys.readouterr().out
         if arguments[0] == "finetune":
-            ((python, option, code),) = named(out)
-            assert (python, option) == ("python", "-c")
-            exec(code)
-            assert "'label': " in capsys.readouterr().out
+            ((_, *again),) = named(out)
+            assert again == ["predict", f"{run}/model", "A text of your own."]
+            main(again)
+            assert '"prediction": ' in capsys.readouterr().out
         elif arguments[0] == "show":
             assert named(out) == [["textdistill", "finetune", f"{run}/distilled", "--output", "model"]]
     page = (run / "report.html").read_text()
     assert page.startswith("<!DOCTYPE html>")
     assert "random, inner loop" in page
     main(["resume", str(run)])
+    next_steps[3] = ["textdistill", "baseline", "random", *to_options(given), "--output", f"{run}/baseline_random"]
     assert named(capsys.readouterr().out) == next_steps
 
 
@@ -335,7 +338,7 @@ def test_run_that_python_started_names_no_overrides(
 
     distill(compose(*settings()))
     main(["resume", f"{tmp_path}/run"])
-    assert [command[1] for command in named(capsys.readouterr().out)] == ["show", "finetune", "report"]
+    assert [command[1] for command in named(capsys.readouterr().out)] == ["show", "predict", "finetune", "report"]
 
 
 # --- Errors
