@@ -314,7 +314,7 @@ def test_sweep_line_of_the_reference(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     monkeypatch.setattr(config, "SweepRun", sweep_run)
     main(["distill", *SWEEP_OF_THE_REFERENCE])
     (destination, sweep, given), *runs = seen
-    assert destination() == Destination.of(MlflowConfig(), Path("./save"), "sst2.bert-base-uncased")
+    assert destination() == Destination.of(MlflowConfig(), Path("./save"), "sst2.minilm-l6")
     assert list(given) == SWEEP_OF_THE_REFERENCE[1:]
     grid = [(run.distilled_data.lr_init, run.train.lr_inputs_embeds) for run in runs]
     assert grid == [(lr_init, lr) for lr_init in (0.01, 0.1) for lr in (0.1, 0.01, 0.001)]
@@ -322,7 +322,7 @@ def test_sweep_line_of_the_reference(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     for number, run in enumerate(runs):
         assert isinstance(run, config.RunConfig)
         assert run.base.sweep == sweep
-        assert run.base.save_dir.startswith(f"{tmp_path}/save/sst2.bert-base-uncased/dpc_1.")
+        assert run.base.save_dir.startswith(f"{tmp_path}/save/sst2.minilm-l6/dpc_1.")
         assert run.base.save_dir.endswith(f".job_{number}")
         assert run.train.save_ckpt_dir == f"{run.base.save_dir}/checkpoints"
         assert run.distilled_data.label_type == "unrestricted"

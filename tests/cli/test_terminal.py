@@ -309,6 +309,7 @@ def test_commands_that_a_run_names(
     assert page.startswith("<!DOCTYPE html>")
     assert "random, inner loop" in page
     main(["resume", str(run)])
+    next_steps[2][-1] = f"{run}/model_2"  # the first one is there
     next_steps[3] = ["textdistill", "baseline", "random", *to_options(given), "--output", f"{run}/baseline_random"]
     assert named(capsys.readouterr().out) == next_steps
 
