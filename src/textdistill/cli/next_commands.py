@@ -31,7 +31,7 @@ def after_run(run_dir: Path, short: bool = True) -> dict[str, list[str]]:
 
     """
     folder = RunFolder(run_dir)
-    distilled = str(folder.distilled)
+    distilled = _argument(folder.distilled)
     commands = {
         "what was learned": ["textdistill", "show", distilled],
         "labels of your own texts": ["textdistill", "predict", distilled, "A text of your own."],
@@ -42,10 +42,10 @@ def after_run(run_dir: Path, short: bool = True) -> dict[str, list[str]]:
         overrides = yaml.safe_load(folder.overrides.read_text(encoding="utf-8"))
         repeated = [override for override in overrides if not _RUN_KEYS.fullmatch(key_of(override))]
         words = to_options(repeated) if short else repeated
-        beside = ["--output", str(run_dir / "baseline_random")]
+        beside = ["--output", _argument(run_dir / "baseline_random")]
         commands["as many real samples"] = ["textdistill", "baseline", "random", *words, *beside]
-    page = str(run_dir / "report.html")
-    return commands | {"all of it on one page": ["textdistill", "report", str(run_dir), "--output", page]}
+    page = ["--output", _argument(run_dir / "report.html")]
+    return commands | {"all of it on one page": ["textdistill", "report", _argument(run_dir), *page]}
 
 
 def after_study(overrides: list[str]) -> dict[str, list[str]]:
@@ -75,9 +75,8 @@ def after_show(distilled_dir: str, summary: SetSummary) -> dict[str, list[str]]:
 def after_baseline(base: BaseConfig) -> dict[str, list[str]]:
     """Returns the command that reports a baseline, with the other runs of its experiment if it stands among them."""
     experiment, own = Path(base.save_dir_root, base.experiment_name), Path(base.save_dir)
-    return {
-        "beside other results": ["textdistill", "report", str(experiment if own.is_relative_to(experiment) else own)]
-    }
+    folder = experiment if own.is_relative_to(experiment) else own
+    return {"beside other results": ["textdistill", "report", _argument(folder)]}
 
 
 def after_finetuning(model: str) -> dict[str, list[str]]:
@@ -91,4 +90,9 @@ def _new_folder(path: Path) -> str:
     while folder.exists() and any(folder.iterdir()):
         number += 1
         folder = path.with_name(f"{path.name}_{number}")
-    return str(folder)
+    return _argument(folder)
+
+
+def _argument(path: Path) -> str:
+    """Returns a path that is read neither as an option nor as a home folder."""
+    return f"./{path}" if str(path).startswith(("-", "~")) else str(path)
