@@ -151,6 +151,15 @@ def test_commands_are_run_or_say_why_not(name: str) -> None:
         assert token.type != "code_block" or not COMMAND.search(token.content), f"{name}: {token.content}"
 
 
+@pytest.mark.parametrize("shell", [shell for shell in ("sh", "bash", "zsh") if shutil.which(shell)])
+def test_every_shell_reads_the_commands(shell: str) -> None:
+    for name in NAMES:
+        for block in blocks(ROOT / name):
+            if block.language == "sh":
+                done = subprocess.run([shell, "-n"], input=block.code, capture_output=True, text=True, check=False)
+                assert (done.returncode, done.stderr) == (0, ""), f"{name}:{block.line}"
+
+
 def test_tree_of_packages_names_every_package() -> None:
     (tree,) = (block.code for block in blocks(ROOT / "CONTRIBUTING.md") if block.code.startswith("src/textdistill/"))
     named = re.findall(r"^  (\w+)/", tree, re.MULTILINE)
@@ -257,10 +266,16 @@ def workplace(template: Path, tmp_path: Path, process_state: None, monkeypatch: 
 
 
 def recorded(before: str, script: str) -> list[list[str]]:
-    """Arguments of every ``textdistill`` of a script, as bash passes them; any other command is an error."""
+    """Arguments of every ``textdistill`` of a script, as all shells pass them; any other command is an error."""
+    first, *others = (passed(shell, before, script) for shell in ("bash", "zsh") if shutil.which(shell))
+    assert all(other == first for other in others)
+    return first
+
+
+def passed(shell: str, before: str, script: str) -> list[list[str]]:
     record = 'PATH=; textdistill() { printf \'%s\\0\' "$#" "$@" >&3; }; exec 3>/dev/null\n'
     done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", f"{record}{before}\nexec 3>&1 >/dev/null\n{script}"],
+        [shell, "-euo", "pipefail", "-c", f"{record}{before}\nexec 3>&1 >/dev/null\n{script}"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, f"{done.stderr}: mark the block with <!-- not run: REASON -->\n{script}"
